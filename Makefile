@@ -1,0 +1,55 @@
+# The front door. `make` alone lists the verbs; each does the set-up it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint fmt bench bench-start lock clean
+
+help: ## list these verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with all that work here needs
+
+$(STAMP): pyproject.toml requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); \
+	  else echo "Python's venv module is missing: sudo apt-get install python3-venv"; exit 1; fi; }
+	@echo "installing into $(VENV) (about a minute the first time)"
+	@$(BIN)/pip install -q --require-hashes -r requirements/dev.lock
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it and ends)
+	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
+
+test: setup ## every test that belongs to a change, under ten minutes
+	@$(BIN)/pytest
+
+test-fast: setup ## the pure tests only, seconds
+	@$(BIN)/pytest -m "not envoy and not cluster"
+
+lint: setup ## ruff, mypy, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+fmt: setup ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: bench-start ## all benchmarks
+
+bench-start: setup ## start-up times, memory and idle CPU of the demo; recorded in benchmarks/
+	@$(BIN)/python -m benchmarks.start
+
+lock: setup ## resolve requirements/*.lock anew
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra kubectl --group dev requirements/build.in -o requirements/dev.lock
+
+clean: ## remove what the verbs above made in this folder
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
