@@ -1,0 +1,102 @@
+"""Every name that crosses a wire, in Istio's spelling. Nothing else builds or parses these strings."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from meltemi.model.proxy import NodeType, Proxy
+
+ROOT_NAMESPACE = "istio-system"
+BLACKHOLE_CLUSTER = "BlackHoleCluster"
+PASSTHROUGH_CLUSTER = "PassthroughCluster"
+INBOUND_PASSTHROUGH_CLUSTER = "InboundPassthroughCluster"
+VIRTUAL_OUTBOUND = "virtualOutbound"
+VIRTUAL_INBOUND = "virtualInbound"
+
+XDS = "type.googleapis.com/"
+CDS_TYPE = XDS + "envoy.config.cluster.v3.Cluster"
+EDS_TYPE = XDS + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+LDS_TYPE = XDS + "envoy.config.listener.v3.Listener"
+RDS_TYPE = XDS + "envoy.config.route.v3.RouteConfiguration"
+SDS_TYPE = XDS + "envoy.extensions.transport_sockets.tls.v3.Secret"
+ECDS_TYPE = XDS + "envoy.config.core.v3.TypedExtensionConfig"
+NDS_TYPE = XDS + "istio.networking.nds.v1.NameTable"
+DEBUG_TYPE = "istio.io/debug"
+# Clusters before endpoints, listeners before routes: the order in which responses leave.
+PUSH_ORDER = (CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE)
+
+
+class ClusterName(NamedTuple):
+    """``direction|port|subset|hostname``."""
+
+    direction: str
+    port: int
+    subset: str
+    hostname: str
+
+
+def outbound_cluster(hostname: str, port: int, subset: str = "") -> str:
+    """``outbound|9080|v1|reviews.bookinfo.svc.cluster.local``."""
+    return f"outbound|{port}|{subset}|{hostname}"
+
+
+def inbound_cluster(port: int) -> str:
+    """``inbound|9080||``: named for the workload's own port."""
+    return f"inbound|{port}||"
+
+
+def dns_sni(hostname: str, port: int, subset: str = "") -> str:
+    """SNI that east-west gateways route on: ``outbound_.9080_.v1_.host``."""
+    return f"outbound_.{port}_.{subset}_.{hostname}"
+
+
+def parse_cluster(name: str) -> ClusterName | None:
+    """The parts of a cluster name, or None when it is not of that form (BlackHoleCluster, ...)."""
+    parts = name.split("|")
+    if len(parts) != 4 or not parts[1].isdigit():
+        return None
+    return ClusterName(parts[0], int(parts[1]), parts[2], parts[3])
+
+
+def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
+    """``spiffe://cluster.local/ns/bookinfo/sa/bookinfo-reviews``."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+
+
+_SPIFFE = re.compile(r"^spiffe://([^/]+)/ns/([^/]+)/sa/([^/]+)$")
+
+
+def parse_spiffe(value: str) -> tuple[str, str, str] | None:
+    """``(trust domain, namespace, service account)`` or None."""
+    found = _SPIFFE.match(value)
+    return (found[1], found[2], found[3]) if found else None
+
+
+def node_id(proxy: Proxy) -> str:
+    """``sidecar~10.1.2.3~pod.namespace~namespace.svc.cluster.local``."""
+    address = proxy.addresses[0] if proxy.addresses else ""
+    return f"{proxy.type.value}~{address}~{proxy.id}~{proxy.namespace}.svc.{proxy.dns_domain}"
+
+
+def parse_node_id(value: str) -> tuple[NodeType, str, str, str] | None:
+    """``(type, address, pod.namespace, domain)`` of a node id, or None when it has another form."""
+    parts = value.split("~")
+    if len(parts) != 4:
+        return None
+    try:
+        return NodeType(parts[0]), parts[1], parts[2], parts[3]
+    except ValueError:
+        return None
+
+
+def kube_hostname(name: str, namespace: str, domain: str = "cluster.local") -> str:
+    """Full host name of a Kubernetes Service."""
+    return f"{name}.{namespace}.svc.{domain}"
+
+
+def resolve_short_name(host: str, namespace: str, domain: str = "cluster.local") -> str:
+    """Istio's expansion of short host names: without a dot, it is a Service of the rule's own namespace."""
+    if "." in host or host == "*":
+        return host
+    return kube_hostname(host, namespace, domain)
