@@ -1,0 +1,1 @@
+"""The programs of Bookinfo: ``python -m meltemi_samples.bookinfo.src.<service> [port]``."""
