@@ -71,7 +71,7 @@ async def details(request: web.Request) -> web.Response:
     try:
         book = int(request.match_info["book"])
     except ValueError:
-        return json_response({"error": "please provide a numeric product id"}, 400)
+        return json_response({"error": "the product id is a number, as in /0"}, 400)
     if os.environ.get("ENABLE_EXTERNAL_BOOK_SERVICE") != "true":
         return json_response(own_details(book))
     try:

@@ -249,7 +249,7 @@ def _api(ask: Any) -> Any:
         try:
             book = int(request.match_info["book"])
         except ValueError:
-            return json_response({"error": "please provide a numeric product id"}, 400)
+            return json_response({"error": "the product id is a number, as in /0"}, 400)
         status, body = await ask(request, book)
         return json_response(body, status)
 

@@ -63,7 +63,7 @@ async def get_ratings(request: web.Request) -> web.Response:
     try:
         book = int(request.match_info["book"])
     except ValueError:
-        return json_response({"error": "please provide numeric product ID"}, 400)
+        return json_response({"error": "the product id is a number, as in /0"}, 400)
     if _down():
         return json_response({"error": "Service unavailable"}, 503)
     if _version() == "v-delayed" and random.random() < 0.5:  # noqa: S311 - likewise
@@ -76,11 +76,11 @@ async def post_ratings(request: web.Request) -> web.Response:
     try:
         book = int(request.match_info["book"])
     except ValueError:
-        return json_response({"error": "please provide numeric product ID"}, 400)
+        return json_response({"error": "the product id is a number, as in /0"}, 400)
     try:
         ratings = json.loads(await request.text())
     except ValueError:
-        return json_response({"error": "please provide valid ratings JSON"}, 400)
+        return json_response({"error": "the body is not JSON"}, 400)
     if not isinstance(ratings, dict) or not all(
         isinstance(stars, int) and 1 <= stars <= 5 for stars in ratings.values()
     ):

@@ -26,11 +26,11 @@ UNAVAILABLE = "Ratings service is currently unavailable"
 TEXTS = (
     (
         "Reviewer1",
-        "An extremely entertaining play by Shakespeare. The slapstick humour is refreshing!",
+        "Two hours of doors slamming on the wrong twin. I laughed until the interval and then more.",
     ),
     (
         "Reviewer2",
-        "Absolutely fun and entertaining. The play lacks thematic depth when compared to other plays by Shakespeare.",
+        "Quick, silly and perfectly wound up; look elsewhere in Shakespeare for the deep waters.",
     ),
 )
 
@@ -80,7 +80,7 @@ async def reviews(request: web.Request) -> web.Response:
     try:
         book = int(request.match_info["book"])
     except ValueError:
-        return json_response({"error": "please provide a numeric product id"}, 400)
+        return json_response({"error": "the product id is a number, as in /0"}, 400)
     enabled = os.environ.get("ENABLE_RATINGS", "false") == "true"
     color = os.environ.get("STAR_COLOR", "black")
     ratings = await _ratings(request, book, color) if enabled else None
