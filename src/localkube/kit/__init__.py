@@ -1,0 +1,1 @@
+"""What every part of localkube shares: tasks, clock, logs, namespaces, host sockets, work queues."""
