@@ -1,0 +1,213 @@
+"""Put capture rules into the kernel of this network namespace, without any nft or iptables binary.
+
+In: rules of ``agent.capture``. Out: nftables table ``inet mesh``. Promises: one transaction, so either all
+rules are there or none; setting up twice gives the same result; removal of nothing is not an error. Needs
+CAP_NET_ADMIN over the network namespace (a user namespace that owns it suffices).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from pyroute2.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REQUEST,
+    NetlinkError,
+)
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE,
+    Cmp,
+    Meta,
+    NFTSocket,
+    Regs,
+    nft_chain_msg,
+    nft_rule_msg,
+    nft_table_msg,
+)
+from pyroute2.nftables.expressions import genex, verdict
+
+from meltemi.agent.capture import (
+    IPPROTO_TCP,
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    TABLE,
+    Match,
+    Rule,
+)
+
+_NFPROTO_INET = 1
+_NFT_RETURN = -5
+_NF_ACCEPT = 1
+_HOOKS = {"in": 0, "out": 3}  # NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT
+_PRIORITY_DSTNAT = -100
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_NETWORK, _TRANSPORT = 1, 2  # payload bases
+_OFFSETS = {"saddr": 12, "daddr": 16, "saddr6": 8, "daddr6": 24}
+_META = {
+    "l4proto": (Meta.NFT_META_L4PROTO, "B"),
+    "nfproto": (Meta.NFT_META_NFPROTO, "B"),
+    "oif": (Meta.NFT_META_OIF, "=I"),
+    "skuid": (Meta.NFT_META_SKUID, "=I"),
+    "skgid": (Meta.NFT_META_SKGID, "=I"),
+    "mark": (Meta.NFT_META_MARK, "=I"),
+}
+
+
+class CaptureError(Exception):
+    """The kernel refused the rules; the text says what to do about it."""
+
+
+def apply_rules(rules: Iterable[Rule]) -> None:
+    """Replace table ``inet mesh`` by these rules in one transaction.
+
+    :raises CaptureError: without permission, or without nf_tables in this kernel.
+    """
+    messages = [_table(NFT_MSG_NEWTABLE), _table(NFT_MSG_DELTABLE), _table(NFT_MSG_NEWTABLE)]
+    messages += [_chain(name) for name in _HOOKS]
+    messages += [_rule(rule) for rule in rules]
+    _commit(messages)
+
+
+def remove_rules() -> None:
+    """Remove table ``inet mesh`` with all that is in it.
+
+    :raises CaptureError: as ``apply_rules``.
+    """
+    # Adding first makes the removal succeed when there was nothing to remove.
+    _commit([_table(NFT_MSG_NEWTABLE), _table(NFT_MSG_DELTABLE)])
+
+
+def _commit(messages: list[Any]) -> None:
+    try:
+        socket = NFTSocket(nfgen_family=_NFPROTO_INET)
+    except OSError as error:
+        raise CaptureError(_explain(error.errno or 0)) from error
+
+    async def send() -> None:
+        batch = [_batch(_BATCH_BEGIN), *messages, _batch(_BATCH_END)]
+        async for _ in socket.asyncore.nlm_request_batch(batch):
+            pass
+
+    try:
+        socket.asyncore.event_loop.run_until_complete(send())
+    except NetlinkError as error:
+        raise CaptureError(_explain(error.code)) from error
+    finally:
+        socket.close()
+
+
+def _explain(code: int) -> str:
+    if code in (errno.EPERM, errno.EACCES):
+        return (
+            "setting up traffic capture is not permitted: the container needs the capability NET_ADMIN "
+            "(container istio-init has it in its securityContext; a pod security policy may take it away)"
+        )
+    if code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT, errno.ENOPROTOOPT):
+        return (
+            "this kernel lacks nf_tables or its NAT redirect (CONFIG_NF_TABLES, CONFIG_NFT_REDIR): load them "
+            f"with 'modprobe nft_redir' on the node [{errno.errorcode.get(code, code)}]"
+        )
+    return f"the kernel refused the capture rules: {errno.errorcode.get(code, code)}"
+
+
+def _batch(kind: int) -> Any:
+    message = nfgen_msg()
+    message["res_id"] = NFNL_SUBSYS_NFTABLES
+    message["header"]["type"] = kind
+    message["header"]["flags"] = NLM_F_REQUEST
+    return message
+
+
+def _message(message: Any, kind: int, attributes: list[Any], flags: int = 0) -> Any:
+    message["attrs"] = attributes
+    message["header"]["type"] = (NFNL_SUBSYS_NFTABLES << 8) | kind
+    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
+    message["nfgen_family"] = _NFPROTO_INET
+    return message
+
+
+def _table(kind: int) -> Any:
+    flags = NLM_F_CREATE if kind == NFT_MSG_NEWTABLE else 0
+    return _message(nft_table_msg(), kind, [["NFTA_TABLE_NAME", TABLE]], flags)
+
+
+def _chain(name: str) -> Any:
+    hook = {
+        "attrs": [
+            ["NFTA_HOOK_HOOKNUM", _HOOKS[name]],
+            ["NFTA_HOOK_PRIORITY", _PRIORITY_DSTNAT],
+        ]
+    }
+    attributes = [
+        ["NFTA_CHAIN_TABLE", TABLE],
+        ["NFTA_CHAIN_NAME", name],
+        ["NFTA_CHAIN_HOOK", hook],
+        ["NFTA_CHAIN_POLICY", _NF_ACCEPT],
+        ["NFTA_CHAIN_TYPE", "nat"],
+    ]
+    return _message(nft_chain_msg(), NFT_MSG_NEWCHAIN, attributes, NLM_F_CREATE)
+
+
+def _rule(rule: Rule) -> Any:
+    expressions: list[Any] = []
+    if rule.redirect and not any(match.field == "dport" for match in rule.matches):
+        expressions += _compare(Match("l4proto", IPPROTO_TCP))
+    for match in rule.matches:
+        expressions += _compare(match)
+    if rule.redirect:
+        port = {"attrs": [("NFTA_DATA_VALUE", struct.pack("!H", rule.redirect))]}
+        expressions.append(genex("immediate", {"dreg": Regs.NFT_REG_1, "data": port}))
+        expressions.append(genex("redir", {"reg_proto_min": Regs.NFT_REG_1}))
+    else:
+        expressions += verdict(_NFT_RETURN)
+    attributes = [
+        ["NFTA_RULE_TABLE", TABLE],
+        ["NFTA_RULE_CHAIN", rule.chain],
+        ["NFTA_RULE_EXPRESSIONS", expressions],
+    ]
+    return _message(nft_rule_msg(), NFT_MSG_NEWRULE, attributes, NLM_F_CREATE | NLM_F_APPEND)
+
+
+def _compare(match: Match) -> list[Any]:
+    if match.field in _META:
+        key, layout = _META[match.field]
+        return [
+            genex("meta", {"key": key, "dreg": Regs.NFT_REG_1}),
+            _cmp(struct.pack(layout, int(match.value)), match.equal),
+        ]
+    if match.field == "dport":
+        return [
+            *_compare(Match("l4proto", IPPROTO_TCP)),
+            _payload(_TRANSPORT, 2, 2),
+            _cmp(struct.pack("!H", int(match.value)), match.equal),
+        ]
+    network = ipaddress.ip_network(str(match.value), strict=False)
+    family = NFPROTO_IPV4 if network.version == 4 else NFPROTO_IPV6
+    size = network.max_prefixlen // 8
+    steps = [*_compare(Match("nfproto", family)), _payload(_NETWORK, _OFFSETS[match.field], size)]
+    if network.prefixlen < network.max_prefixlen:
+        mask = {"attrs": [("NFTA_DATA_VALUE", network.netmask.packed)]}
+        zero = {"attrs": [("NFTA_DATA_VALUE", bytes(size))]}
+        arguments = {"sreg": Regs.NFT_REG_1, "dreg": Regs.NFT_REG_1, "len": size}
+        steps.append(genex("bitwise", {**arguments, "mask": mask, "xor": zero}))
+    return [*steps, _cmp(network.network_address.packed, match.equal)]
+
+
+def _payload(base: int, offset: int, size: int) -> Any:
+    return genex("payload", {"dreg": Regs.NFT_REG_1, "base": base, "offset": offset, "len": size})
+
+
+def _cmp(value: bytes, equal: bool) -> Any:
+    operator = Cmp.NFT_CMP_EQ if equal else Cmp.NFT_CMP_NEQ
+    data = {"attrs": [("NFTA_DATA_VALUE", value)]}
+    return genex("cmp", {"sreg": Regs.NFT_REG_1, "op": operator, "data": data})

@@ -1,0 +1,115 @@
+"""Traffic capture: the rules as data, and what the kernel does with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meltemi.agent.capture import (
+    CaptureConfig,
+    build_rules,
+    parse_cidrs,
+    parse_ports,
+    render_nft,
+)
+
+WORLD = Path(__file__).with_name("capture_world.py")
+
+
+def observe(**config: Any) -> dict[str, dict[str, str]]:
+    run = subprocess.run(
+        [sys.executable, str(WORLD), json.dumps(config)], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout)
+    if "skip" in result:
+        pytest.skip(f"this kernel gives no namespaces: {result['skip']}")
+    return result
+
+
+def test_everything_goes_through_the_proxy_but_its_own_traffic() -> None:
+    """Both exemptions hold, the application reaches itself, the agent's ports stay open."""
+    seen = observe()["captured"]
+    assert seen == {
+        "app to service": "15001",
+        "app to database": "15001",
+        "app to neighbour": "15001",
+        "proxy by mark": "80",
+        "proxy by user": "80",
+        "proxy by mark to own pod": "15006",
+        "proxy to app": "9080",
+        "app to own pod": "9080",
+        "app to localhost": "9080",
+        "in 9080": "15006",
+        "in 9090": "15006",
+        "in 15020": "15020",
+        "in 15021": "15021",
+    }
+
+
+def test_includes_and_excludes_narrow_the_capture() -> None:
+    """Only the included range and port are captured, and an excluded port not even there."""
+    seen = observe(
+        include_cidrs=["10.96.0.0/16"],
+        exclude_outbound_ports=[3306],
+        include_inbound_ports=["9080"],
+    )["captured"]
+    assert (seen["app to service"], seen["app to database"]) == ("15001", "3306")
+    assert seen["app to neighbour"] == "80"
+    assert (seen["in 9080"], seen["in 9090"]) == ("15006", "9090")
+
+
+def test_excluded_ranges_and_inbound_ports_are_left_alone() -> None:
+    """What is excluded connects directly; the rest is captured."""
+    seen = observe(exclude_cidrs=["10.96.0.0/16"], exclude_inbound_ports=[9090])["captured"]
+    assert (seen["app to service"], seen["app to neighbour"]) == ("80", "15001")
+    assert (seen["in 9080"], seen["in 9090"]) == ("15006", "9090")
+
+
+def test_removal_restores_the_direct_paths() -> None:
+    """After clean-up every connection arrives where it was sent."""
+    seen = observe()["removed"]
+    assert (seen["app to service"], seen["in 9080"]) == ("80", "9080")
+
+
+def test_no_outbound_capture_without_included_ranges() -> None:
+    """An empty include list captures nothing but the ports that were included by number."""
+    rules = build_rules(CaptureConfig(include_cidrs=(), include_outbound_ports=(443,)))
+    redirects = [rule for rule in rules if rule.redirect == 15001]
+    assert [match.value for rule in redirects for match in rule.matches] == [443]
+
+
+def test_ipv6_ranges_need_an_ipv6_pod() -> None:
+    """A pod without IPv6 gets no IPv6 rules, whatever the lists hold."""
+    config = {"exclude_cidrs": ("10.0.0.0/8", "fd00::/8")}
+    without = render_nft(build_rules(CaptureConfig(**config)))
+    with_v6 = render_nft(build_rules(CaptureConfig(**config, ipv6=True)))
+    assert "fd00::/8" not in without and "meta nfproto != ipv4 return" in without
+    assert "ip6 daddr fd00::/8 return" in with_v6 and "nfproto" not in with_v6
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("10.0.0.0/8, 1.2.3.4", None),
+        ("*", None),
+        ("*,10.0.0.0/8", "'*' stands alone"),
+        ("10.0.0.0/40", "'10.0.0.0/40' is not an IP network"),
+        ("example.com", "'example.com' is not an IP network"),
+    ],
+)
+def test_wrong_ranges_are_named(text: str, problem: str | None) -> None:
+    """Each wrong entry is quoted with what to write instead."""
+    _, problems = parse_cidrs(text)
+    assert ([problem in problems[0]] if problem else problems) == ([True] if problem else [])
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "http", "-1", "²"])
+def test_wrong_ports_are_named(text: str) -> None:
+    """A port is a number from 1 to 65535."""
+    assert text in parse_ports(text)[1][0]
