@@ -7,9 +7,7 @@ method may raise `ApiError`; any other exception is a defect and becomes a 500.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localkube.apiserver.errors import FieldError
 from localkube.apiserver.resources import Resource
@@ -17,62 +15,11 @@ from localkube.apiserver.resources import Resource
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from localkube.apiserver.admission_contract import Operation
+    from localkube.apiserver.authn import User
+    from localkube.apiserver.authz import Attributes, Decision
+
 JsonObject = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Who asks. `extra` as in a TokenReview (for example the pod a token is bound to)."""
-
-    name: str
-    uid: str = ""
-    groups: tuple[str, ...] = ()
-    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What is asked, as RBAC sees it. `path` is set for non-resource requests only."""
-
-    verb: str
-    group: str = ""
-    version: str = ""
-    resource: str = ""
-    subresource: str = ""
-    namespace: str = ""
-    name: str = ""
-    path: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether a request is allowed, and why."""
-
-    allowed: bool
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class Operation:
-    """One write as admission sees it. `object` is None for DELETE; admission replaces it.
-
-    `kind` differs from the resource's for subresources that carry an object of their own
-    (group, version, kind of Scale, Eviction, Binding, TokenRequest, PodExecOptions ...).
-    Admission appends to `warnings`; they are sent as HTTP Warning headers.
-    """
-
-    verb: Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
-    resource: Resource
-    subresource: str
-    namespace: str
-    name: str
-    object: JsonObject | None
-    old_object: JsonObject | None
-    user: User
-    dry_run: bool = False
-    options: JsonObject | None = None
-    kind: tuple[str, str, str] | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 class Schemas(Protocol):

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 JsonObject = dict[str, Any]
+StoredList = list["Stored"]
 
 # How many changes per collection a watcher or a paged list may lag behind.
 WINDOW_CHANGES = 2048
@@ -165,7 +166,7 @@ class Store:
             return None
         return collection.objects.get(namespace, {}).get(name)
 
-    def list(self, storage: str, namespace: str | None = None) -> list[Stored]:
+    def list(self, storage: str, namespace: str | None = None) -> StoredList:
         """Return the objects of one namespace, or of all (None), sorted by namespace and name."""
         collection = self._collections.get(storage)
         if collection is None:
@@ -178,7 +179,7 @@ class Store:
                 found.extend(names[name] for name in sorted(names))
         return found
 
-    def list_at(self, storage: str, namespace: str | None, revision: int) -> list[Stored]:
+    def list_at(self, storage: str, namespace: str | None, revision: int) -> StoredList:
         """Return the objects as they were at `revision`. Raises ExpiredError."""
         collection = self._collection(storage)
         if revision >= self._revision:
