@@ -36,6 +36,12 @@ _SPECIAL: dict[str, Schema] = {
     _EXTENSION_PREFIX + "JSONSchemaPropsOrStringArray": {},
 }
 
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    # Optional fields that are part of a list's key need a default, or merging cannot find it.
+    "io.k8s.api.core.v1.ContainerPort": {"protocol": "TCP"},
+    "io.k8s.api.core.v1.ServicePort": {"protocol": "TCP"},
+}
+
 GroupVersionKind = tuple[str, str, str]
 
 
@@ -110,6 +116,8 @@ class SchemaIndex:
             source = self._source[name]
             is_kind = "x-kubernetes-group-version-kind" in source
             node = _SPECIAL.get(name) or _normalise(source, strip_api_enums=is_kind)
+            for field_name, value in _DEFAULTS.get(name, {}).items():
+                node["properties"][field_name]["default"] = value
             self._nodes[name] = node
         return node
 
