@@ -1,0 +1,1 @@
+"""What would belong in the standard library: clock, tasks, back-off, logs, limits. Knows nothing of meshes."""
