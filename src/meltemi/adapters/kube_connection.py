@@ -102,7 +102,7 @@ def _pem(entry: Mapping[str, Any], key: str, folder: Path, source: str) -> bytes
             raise ConnectionConfigError(f"{source}: {key}-data is not base64: {error}") from error
     if path := entry.get(key):
         try:
-            return (folder / path).read_bytes()
+            return (folder / str(path)).read_bytes()
         except OSError as error:
             raise ConnectionConfigError(f"{source}: {key}: {error}") from error
     return b""

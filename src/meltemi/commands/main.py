@@ -12,10 +12,9 @@ from pathlib import Path
 
 import click
 
-EX_USAGE = 64
-EX_UNAVAILABLE = 69
+from meltemi.commands.failure import EX_USAGE
 
-# verb -> (module, attribute, one line for the overview, shown)
+# verb -> (module, attribute, one line for the overview)
 VERBS: dict[str, tuple[str, str, str]] = {
     "analyze": ("analyze", "analyze", "find mistakes in files or in the cluster"),
     "demo": ("demo", "demo", "a running mesh with Bookinfo on this machine"),
@@ -59,14 +58,6 @@ class VerbGroup(click.Group):
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """A service mesh with Istio's API, a Python control plane and unmodified Envoy proxies."""
-
-
-class CommandError(click.ClickException):
-    """A failure that the user can act on; ``exit_code`` is a sysexits number."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meltemi.install.context import COMPONENT, Manifest
+from meltemi.install.context import Manifest
 from meltemi.install.render import Installation
 
 # What an installation may consist of, in the order of removal: what sends traffic before what it relies on.
@@ -50,6 +50,21 @@ def to_prune(installation: Installation, owned: Iterable[Mapping[str, Any]]) -> 
     """Objects of ``owned`` (in a cluster, with our owner label) that the spec no longer asks for."""
     wanted = {object_id(item) for item in installation.manifests}
     return [dict(item) for item in owned if object_id(item) not in wanted]
+
+
+def keep_live_fields(manifest: Manifest, live: Mapping[str, Any] | None) -> Manifest:
+    """The manifest with the fields of ``live`` that istiod owns once it runs.
+
+    istiod turns the validating webhook from Ignore to Fail when it can answer; applying must not turn it back.
+    """
+    if live is None:
+        return manifest
+    policies = {hook["name"]: hook.get("failurePolicy") for hook in live.get("webhooks") or []}
+    hooks = [
+        {**hook, "failurePolicy": policies.get(hook["name"]) or hook["failurePolicy"]}
+        for hook in manifest["webhooks"]
+    ]
+    return {**manifest, "webhooks": hooks}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +126,3 @@ def status(components: Iterable[ComponentHealth], generation: int) -> dict[str, 
     errors = [f"{c.name}: {c.error}" for c in listed if c.error]
     result["message"] = "; ".join(errors)
     return result
-
-
-def by_component(owned: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Group owned objects by the component that their label names."""
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
-    for item in owned:
-        component = (item["metadata"].get("labels") or {}).get(COMPONENT, "")
-        grouped.setdefault(component, []).append(item)
-    return grouped

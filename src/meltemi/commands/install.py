@@ -1,0 +1,175 @@
+"""``install``, ``uninstall`` and ``manifest generate``: the installer from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import yaml
+
+from meltemi.commands.cluster import connection_flags, dump_documents, read_documents
+from meltemi.commands.failure import EX_USAGE, CommandError, run
+from meltemi.install.profiles import merge
+from meltemi.install.render import Installation, render
+
+API = "install.istio.io/v1alpha1"
+NAME = "installed-state"
+
+
+def operator_spec(files: Iterable[str], sets: Iterable[str], revision: str) -> dict[str, Any]:
+    """The IstioOperator spec of files, laid over one another, with ``--set path=value`` on top."""
+    spec: dict[str, Any] = {}
+    for document in read_documents(files):
+        if document["kind"] != "IstioOperator":
+            raise CommandError(
+                f"{document['kind']} in a file of -f: only IstioOperator is read here"
+            )
+        _check(document)
+        spec = merge(spec, document.get("spec") or {})
+    for setting in sets:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise CommandError(f"--set {setting}: write path=value", EX_USAGE)
+        value: Any = yaml.safe_load(text) if text else ""
+        for step in reversed(_steps(path)):
+            value = {step: value}
+        spec = merge(spec, value)
+    if revision:
+        spec["revision"] = revision
+    _check({"apiVersion": API, "kind": "IstioOperator", "metadata": {"name": NAME}, "spec": spec})
+    return spec
+
+
+def _steps(path: str) -> list[str]:
+    # A dot inside a name is written \. as in Helm.
+    return [step.replace("\0", ".") for step in path.replace("\\.", "\0").split(".")]
+
+
+def _check(document: dict[str, Any]) -> None:
+    from meltemi.config.decode import decode
+    from meltemi.model.origin import Level
+
+    _, findings = decode(document)
+    errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
+    if errors:
+        raise CommandError("\n".join(errors))
+
+
+def _rendered(spec: dict[str, Any]) -> Installation:
+    from meltemi.config.crds import mesh_crds
+
+    try:
+        return render(NAME, spec.get("namespace") or "istio-system", spec, mesh_crds())
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+_FILE = click.option(
+    "-f", "--filename", "files", multiple=True, help="IstioOperator file; - reads standard input"
+)
+_SET = click.option("-s", "--set", "sets", multiple=True, help="path=value, e.g. profile=demo")
+_REVISION = click.option("-r", "--revision", default="", help="revision of the control plane")
+
+
+@click.command()
+@_FILE
+@_SET
+@_REVISION
+@click.option("-y", "--skip-confirmation", is_flag=True, help="do not ask")
+@click.option("--readiness-timeout", default=300.0, help="seconds to wait for each component")
+@connection_flags
+def install(
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    revision: str,
+    skip_confirmation: bool,
+    readiness_timeout: float,
+    kubeconfig: str,
+    context: str,
+) -> None:
+    """Install or change the mesh in a cluster."""
+    from meltemi.commands.progress import Steps
+
+    spec = operator_spec(files, sets, revision)
+    installation = _rendered(spec)
+    profile = installation.context.spec["profile"]
+    if not skip_confirmation:
+        click.confirm(
+            f"This will install the mesh with profile {profile!r} into the cluster. Proceed?",
+            abort=True,
+        )
+
+    async def work() -> None:
+        from meltemi.adapters import kube_connection
+        from meltemi.adapters.installer import Installer
+        from meltemi.adapters.kube_api import KubeApi
+        from meltemi.install.plan import ComponentHealth, overall
+
+        async with KubeApi(kube_connection.load(kubeconfig, context), "meltemi-install") as api:
+            with Steps() as steps:
+
+                async def report(health: ComponentHealth) -> None:
+                    if health.status == "RECONCILING":
+                        steps.begin(health.name, f"{health.name}")
+                    else:
+                        steps.end(health.name, health.error)
+
+                installer = Installer(api, ready_timeout_s=readiness_timeout)
+                healths = await installer.install(installation, report)
+        if overall(healths) == "ERROR":
+            raise CommandError("the installation is not complete: see above")
+
+    run(work())
+    click.echo("Installation complete")
+
+
+@click.command()
+@click.option(
+    "--purge", is_flag=True, help="remove every installation, and the CRDs with all their objects"
+)
+@click.option("-r", "--revision", default="", help="remove this revision only")
+@click.option("-y", "--skip-confirmation", is_flag=True, help="do not ask")
+@connection_flags
+def uninstall(
+    purge: bool, revision: str, skip_confirmation: bool, kubeconfig: str, context: str
+) -> None:
+    """Remove the mesh from a cluster."""
+    if not purge and not revision:
+        raise CommandError("say what to remove: --purge (everything) or --revision NAME", EX_USAGE)
+    if not skip_confirmation:
+        what = (
+            "all of the mesh, its CRDs and every object of their kinds"
+            if purge
+            else f"revision {revision}"
+        )
+        click.confirm(f"This will remove {what}. Proceed?", abort=True)
+
+    async def work() -> list[str]:
+        from meltemi.adapters import kube_connection
+        from meltemi.adapters.installer import Installer
+        from meltemi.adapters.kube_api import KubeApi
+
+        async with KubeApi(kube_connection.load(kubeconfig, context), "meltemi-install") as api:
+            installer = Installer(api)
+            return await (installer.purge() if purge else installer.remove_revision(revision))
+
+    removed = run(work())
+    for label in removed:
+        click.echo(f"removed {label}")
+    click.echo("Uninstall complete" if removed else "Nothing to remove")
+
+
+@click.group()
+def manifest() -> None:
+    """What an installation consists of."""
+
+
+@manifest.command()
+@_FILE
+@_SET
+@_REVISION
+def generate(files: tuple[str, ...], sets: tuple[str, ...], revision: str) -> None:
+    """Print the objects of an installation as YAML, in the order to apply them."""
+    installation = _rendered(operator_spec(files, sets, revision))
+    click.echo(dump_documents(installation.manifests), nl=False)
