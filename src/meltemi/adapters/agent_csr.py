@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from meltemi.agent.secrets import SecretText
 
 _PROGRAM = "meltemi.adapters.agent_csr"
+_NO_KEY = SecretText("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class CertificateAnswer:
 
     error: str = ""
     chain: tuple[str, ...] = ()
-    key: SecretText = SecretText("")
+    key: SecretText = _NO_KEY
     not_before: float = 0.0
     not_after: float = 0.0
 

