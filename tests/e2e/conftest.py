@@ -1,0 +1,181 @@
+"""One whole cluster for the end-to-end tests: localkube, the operator, the mesh, Bookinfo.
+
+Everything is driven as a user would: the `meltemi` command, real kubectl, HTTP through the ingress gateway. The
+cluster has a name and a state folder of its own, so runs beside each other do not meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+class Shell:
+    """A user's terminal: runs command lines, fails loudly with all that was printed."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def __call__(
+        self, line: str, *, timeout: float = 120, check: bool = True, stdin: str | None = None
+    ) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line],
+            env=self.environment,
+            cwd=ROOT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            pytest.fail(f"$ {line}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def json(self, line: str) -> Any:
+        return json.loads(self(line))
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A terminal with a cluster of its own, taken away at the end."""
+    home = tmp_path_factory.mktemp("localkube")
+    name = f"e2e-{uuid.uuid4().hex[:6]}"
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "LOCALKUBE_HOME": str(home),
+        "LOCALKUBE_NAME": name,
+    }
+    terminal = Shell(environment)
+    if shutil.which("kubectl", path=environment["PATH"]) is None:
+        pytest.fail("there is no kubectl: make setup installs one into .venv/bin")
+    try:
+        terminal("meltemi local up --detach", timeout=90)
+        exported = terminal("meltemi local env")
+        for variable, value in re.findall(r"export (\w+)=\"?([^\"\n]+)\"?", exported):
+            if variable != "PATH":
+                terminal.environment[variable] = value.strip("'")
+        yield terminal
+    finally:
+        subprocess.run(
+            [str(BIN / "meltemi"), "local", "down"],
+            env=terminal.environment,
+            timeout=90,
+            check=False,
+        )
+
+
+def wait_for(what: str, probe: Callable[[], Any], timeout: float = 60.0) -> Any:
+    """Poll until ``probe`` returns something true; the last thing it saw is in the failure."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            found = probe()
+        except (OSError, AssertionError, urllib.error.URLError) as error:
+            found, last = None, repr(error)
+        else:
+            last = repr(found)
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {timeout:.0f} s; last: {last}")
+        time.sleep(0.1)
+
+
+class Ingress:
+    """The mesh from outside."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def get(self, path: str, timeout: float = 20, **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(
+            self.base + path, headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def reviews(self, **headers: str) -> str:
+        """Version of reviews that served one product page: ``v1``, ``v2``, ``v3`` or ``error``."""
+        _, body = self.get("/productpage", **headers)
+        found = re.search(r"Reviews served by <code>reviews-(v\d)", body)
+        return found[1] if found else "error"
+
+    def login(self, user: str) -> str:
+        """The cookie of a signed-in user."""
+
+        class Keep(urllib.request.HTTPRedirectHandler):
+            def redirect_request(self, *_: Any) -> None:
+                return None
+
+        opener = urllib.request.build_opener(Keep)
+        data = f"username={user}&passwd=x".encode()
+        try:
+            answer: Any = opener.open(f"{self.base}/login", data=data, timeout=20)
+        except urllib.error.HTTPError as error:
+            answer = error
+        return str(answer.headers["Set-Cookie"]).split(";")[0]
+
+
+@pytest.fixture(scope="session")
+def mesh(shell: Shell) -> Shell:
+    """The cluster with operator, mesh and Bookinfo, put there by README's walk-through."""
+    from e2e.walkthrough import run
+
+    run(shell)
+    return shell
+
+
+@pytest.fixture(scope="session")
+def ingress(mesh: Shell) -> Ingress:
+    """The ingress gateway of the mesh."""
+    from meltemi.commands.demo import ingress_url
+
+    def base() -> str | None:
+        return ingress_url(
+            mesh.json("kubectl -n istio-system get service istio-ingressgateway -o json")
+        )
+
+    found = Ingress(wait_for("an ingress address", base))
+    wait_for("the product page", lambda: found.get("/productpage")[0] == 200)
+    return found
+
+
+@pytest.fixture
+def applied(mesh: Shell) -> Iterator[Callable[[str], None]]:
+    """Apply YAML (text or a path under samples/) to namespace bookinfo; undone after the test."""
+    undo: list[str] = []
+
+    def apply(source: str) -> None:
+        if source.endswith(".yaml"):
+            mesh(f"kubectl apply -n bookinfo -f {source}")
+            undo.append(f"kubectl delete -n bookinfo --ignore-not-found -f {source}")
+        else:
+            mesh("kubectl apply -n bookinfo -f -", stdin=source)
+            undo.append(
+                f"kubectl delete -n bookinfo --ignore-not-found -f - <<'YAML'\n{source}\nYAML"
+            )
+
+    yield apply
+    for line in reversed(undo):
+        mesh(line)
