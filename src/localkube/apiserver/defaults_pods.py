@@ -19,7 +19,6 @@ def default_pod_template(spec: Object) -> None:
     """Default `spec.template.spec` (of a workload) or `template.spec` (of a PodTemplate)."""
     template = spec.get("template")
     if isinstance(template, dict):
-        template.setdefault("metadata", {}).setdefault("creationTimestamp", None)
         pod_spec = template.get("spec")
         if isinstance(pod_spec, dict):
             default_pod_spec(pod_spec)

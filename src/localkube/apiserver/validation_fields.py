@@ -30,7 +30,7 @@ def prune_unknown(
 ) -> list[str]:
     """Remove unknown fields from `value` in place, and return their paths.
 
-    `custom` says that the node is a CRD's: there a plain `type: object` keeps no field, while in
+    In built-in kinds fields that are null go as well: null means absent there. `custom` says that the node is a CRD's: there a plain `type: object` keeps no field, while in
     built-in kinds it is a free map (RawExtension, FieldsV1).
     """
     found: list[str] = []
@@ -73,5 +73,7 @@ class _Pruner:
                     continue
                 self._found.append(f"{path}.{key}" if path else key)
                 del value[key]
+            elif value[key] is None and not closed:
+                del value[key]  # null means absent in built-in kinds
             elif isinstance(value[key], dict | list):
                 self.visit(child, value[key], f"{path}.{key}" if path else key, closed=closed)

@@ -277,6 +277,8 @@ class SchemaValidator:
         items = node.get("items")
         if isinstance(items, dict):
             for index, item in enumerate(value):
+                if item is None and not self._custom:
+                    self._add(fe.required(fe.at_index(path, index)))
                 self._visit(items, item, fe.at_index(path, index), enforce=enforce)
         if self._custom:
             self._check_list_type(node, value, path)
@@ -333,4 +335,5 @@ class SchemaValidator:
 
     def _add_best(self, failures: list[list[FieldError]]) -> None:
         """Report the alternative that came closest, as kube-openapi does."""
-        self._errors.extend(min(failures, key=lambda failure: len(failure)))
+        best = min(range(len(failures)), key=lambda index: len(failures[index]))
+        self._errors.extend(failures[best])
