@@ -104,7 +104,8 @@ async def _until(what: str, deadline_s: float, probe: Any) -> Any:
         await asyncio.sleep(POLL_S)
 
 
-async def _operator(api: Any) -> None:
+async def install_operator(api: Any) -> None:
+    """Install the operator and wait until it works."""
     from meltemi.adapters.installer import Installer
     from meltemi.config.crds import operator_crd
     from meltemi.install import operator_manifests
@@ -117,7 +118,8 @@ async def _operator(api: Any) -> None:
         raise CommandError(health.error)
 
 
-async def _mesh(api: Any) -> None:
+async def install_mesh(api: Any) -> None:
+    """Give the operator its resource and wait until it reports health."""
     for name in ("istio-system", NAMESPACE):
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     (resource,) = read_documents([str(samples() / "istio-manifest.yaml")])
@@ -141,7 +143,8 @@ async def _mesh(api: Any) -> None:
     await _until("the mesh", MESH_TIMEOUT_S, healthy)
 
 
-async def _bookinfo(api: Any) -> None:
+async def install_bookinfo(api: Any) -> None:
+    """Put Bookinfo and its gateway into a labelled namespace and wait for the pods."""
     await api.merge_patch(
         f"/api/v1/namespaces/{NAMESPACE}", {"metadata": {"labels": {"istio-injection": "enabled"}}}
     )
@@ -186,7 +189,8 @@ def ingress_url(service: dict[str, Any]) -> str | None:
     return f"http://{host}" + ("" if port == 80 else f":{port}")
 
 
-async def _page(api: Any) -> str:
+async def wait_for_page(api: Any) -> str:
+    """Wait until the product page answers through the ingress; its base URL."""
     import aiohttp
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
@@ -228,10 +232,14 @@ async def _build(cluster: Cluster) -> tuple[Path, str]:
         kubeconfig = await cluster.kubeconfig()
         connection = kube_connection.load(str(kubeconfig))
         async with KubeApi(connection, "meltemi-demo") as api:
-            await step("operator", "The operator", _operator(api))
-            await step("mesh", "The mesh: istiod, ingress and egress gateway", _mesh(api))
-            await step("bookinfo", "Bookinfo, each pod with an Envoy sidecar", _bookinfo(api))
-            base = await step("page", "The product page through the ingress gateway", _page(api))
+            await step("operator", "The operator", install_operator(api))
+            await step("mesh", "The mesh: istiod, ingress and egress gateway", install_mesh(api))
+            await step(
+                "bookinfo", "Bookinfo, each pod with an Envoy sidecar", install_bookinfo(api)
+            )
+            base = await step(
+                "page", "The product page through the ingress gateway", wait_for_page(api)
+            )
     return kubeconfig, base
 
 
