@@ -44,7 +44,7 @@ def _down() -> bool:
     elapsed = time.monotonic() - _started
     match _version():
         case "v-faulty":
-            return random.random() < 0.5  # noqa: S311 - a coin for a demo, not a secret
+            return random.random() < 0.5
         case "v-unavailable":
             return in_bad_phase(elapsed, UNAVAILABLE_PERIOD_S)
         case "v-unhealthy":
@@ -66,7 +66,7 @@ async def get_ratings(request: web.Request) -> web.Response:
         return json_response({"error": "the product id is a number, as in /0"}, 400)
     if _down():
         return json_response({"error": "Service unavailable"}, 503)
-    if _version() == "v-delayed" and random.random() < 0.5:  # noqa: S311 - likewise
+    if _version() == "v-delayed" and random.random() < 0.5:
         await asyncio.sleep(DELAY_S)
     return json_response({"id": book, "ratings": _added.get(book, DEFAULT)})
 
