@@ -29,7 +29,10 @@ class FieldError:
 
 
 class ApiError(Exception):
-    """A request that ends in a Status with an error code."""
+    """A request that ends in a Status with an error code.
+
+    `list_metadata` becomes the Status' metadata (an expired list carries a continue token there).
+    """
 
     def __init__(
         self,
@@ -44,13 +47,14 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.details = dict(details) if details else None
+        self.list_metadata: dict[str, Any] = {}
 
     def status(self) -> dict[str, Any]:
         """Return the `metav1.Status` object for this error."""
         status: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.list_metadata,
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,

@@ -106,7 +106,7 @@ def _decode(obj: JsonObject) -> list[_Entry]:
 
 def _encode(entries: Iterable[_Entry]) -> list[JsonObject]:
     encoded: list[JsonObject] = []
-    for entry in entries:
+    for entry in sorted(entries, key=lambda one: (one.operation, one.time, one.identity)):
         if not entry.paths:
             continue
         raw: JsonObject = {
@@ -141,13 +141,14 @@ def _bare(obj: JsonObject) -> JsonObject:
 def record_update(
     old: JsonObject | None, new: JsonObject, node: SchemaNode, writer: Writer, now: str
 ) -> JsonObject:
-    """Return `new` with the managedFields of `old`, updated by what this writer changed.
+    """Return `new` with its managedFields, updated by what this writer changed against `old`.
 
-    A client that sends `managedFields: [{}]` resets them, as documented.
+    The managedFields that the client sends count (kubectl migrates them by a patch); without any,
+    those of `old` do. A client that sends `[{}]` resets them, as documented.
     """
-    entries = _decode(old) if old is not None else []
     sent = new.get("metadata", {}).get("managedFields")
-    if old is not None and isinstance(sent, list) and sent in ([], [{}]):
+    entries = _decode(new) if sent else _decode(old or {})
+    if sent == [{}]:
         entries = []
     difference = compare(_bare(old) if old else {}, _bare(new), node)
     changed = frozenset(difference.added | difference.modified) - _UNOWNED

@@ -102,7 +102,8 @@ class SchemaNode:
     @property
     def patch_merge_key(self) -> str | None:
         """The field that identifies a list's element in a strategic merge patch."""
-        return self._keyword("x-kubernetes-patch-merge-key")
+        key = self._keyword("x-kubernetes-patch-merge-key")
+        return key if isinstance(key, str) else None
 
 
 EMPTY = SchemaNode(None, {})
