@@ -23,6 +23,20 @@ SDS_TYPE = XDS + "envoy.extensions.transport_sockets.tls.v3.Secret"
 ECDS_TYPE = XDS + "envoy.config.core.v3.TypedExtensionConfig"
 NDS_TYPE = XDS + "istio.networking.nds.v1.NameTable"
 DEBUG_TYPE = "istio.io/debug"
+
+# Where the agent keeps the workload's certificate, and the SDS files that refer to it. Resources name these
+# paths, so they must be the same in every proxy.
+CERT_DIR = "/var/run/secrets/workload-spiffe-credentials"
+SDS_DEFAULT_FILE = CERT_DIR + "/sds-default.json"
+SDS_ROOTCA_FILE = CERT_DIR + "/sds-rootca.json"
+SDS_DEFAULT = "default"
+SDS_ROOTCA = "ROOTCA"
+
+# Namespace of the peer metadata in endpoints, clusters and dynamic metadata.
+MESH_METADATA = "mesh"
+PEER_METADATA = "mesh.peer"
+PEER_HEADER_PREFIX = "x-mesh-peer-"
+
 # Clusters before endpoints, listeners before routes: the order in which responses leave.
 PUSH_ORDER = (CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE)
 

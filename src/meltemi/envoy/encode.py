@@ -1,0 +1,68 @@
+"""``encode``: a whole ProxyIR to resources, each cached by its IR value.
+
+EnvoyFilter patches change messages, so a type that has patches is built anew; the other types still come
+from the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from meltemi.envoy.clusters import build_cluster
+from meltemi.envoy.listeners import build_listener
+from meltemi.envoy.patching import patch_clusters, patch_listeners, patch_routes, patched_kinds
+from meltemi.envoy.routes import build_route_config, route_config_bytes
+from meltemi.envoy.secrets import build_secret
+from meltemi.ir.cluster import Cluster
+from meltemi.ir.listener import Listener
+from meltemi.ir.proxy import ProxyIR
+from meltemi.ir.route import RouteConfig
+from meltemi.ir.secret import Secret
+from meltemi.model.names import CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.resource import Resource, resource_of
+
+
+@lru_cache(maxsize=65536)
+def _cluster(cluster: Cluster) -> Resource:
+    return resource_of(cluster.name, build_cluster(cluster).SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=16384)
+def _listener(listener: Listener) -> Resource:
+    return resource_of(
+        listener.name, build_listener(listener).SerializeToString(deterministic=True)
+    )
+
+
+@lru_cache(maxsize=16384)
+def _route(config: RouteConfig) -> Resource:
+    return resource_of(config.name, route_config_bytes(config))
+
+
+@lru_cache(maxsize=1024)
+def _secret(secret: Secret) -> Resource:
+    return resource_of(secret.name, build_secret(secret).SerializeToString(deterministic=True))
+
+
+def encode(ir: ProxyIR) -> Mapping[str, tuple[Resource, ...]]:
+    """Resources by type URL: clusters, listeners, routes and secrets. Endpoints have ``encode_endpoints``."""
+    kinds = patched_kinds(ir.patches)
+    if "cluster" in kinds:
+        clusters = patch_clusters([build_cluster(c) for c in ir.clusters], ir)
+    else:
+        clusters = tuple(_cluster(cluster) for cluster in ir.clusters)
+    if "listener" in kinds:
+        listeners = patch_listeners([build_listener(entry) for entry in ir.listeners], ir)
+    else:
+        listeners = tuple(_listener(listener) for listener in ir.listeners)
+    if "route" in kinds:
+        routes = patch_routes([build_route_config(config) for config in ir.routes], ir)
+    else:
+        routes = tuple(_route(config) for config in ir.routes)
+    return {
+        CDS_TYPE: clusters,
+        LDS_TYPE: listeners,
+        RDS_TYPE: routes,
+        SDS_TYPE: tuple(_secret(secret) for secret in ir.secrets),
+    }

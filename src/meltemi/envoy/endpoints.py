@@ -1,0 +1,200 @@
+"""Endpoints as ClusterLoadAssignments, by hand on the wire: the message that changes most.
+
+In: a need (already resolved for one class of proxies) and the service's endpoints. Out: one resource. The
+ranking itself is mechanical: the need carries the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from ipaddress import ip_address
+
+from meltemi.envoy.wire import field_bytes, field_int, field_text, struct_of_text, wrapped_int
+from meltemi.ir.cluster import StaticEndpoint
+from meltemi.ir.endpoint import EndpointNeed, LocalityPolicy
+from meltemi.ir.peer import mesh_metadata
+from meltemi.model.names import MESH_METADATA
+from meltemi.model.resource import Resource, resource_of
+from meltemi.model.service import Endpoint, Health
+
+Group = tuple[int, str, int]  # priority, locality, locality weight (0 = none)
+_HEALTH = {Health.HEALTHY: 1, Health.UNHEALTHY: 2, Health.DRAINING: 3, Health.TERMINATING: 3}
+
+
+@lru_cache(maxsize=16384)
+def _metadata(mesh: tuple[tuple[str, str], ...], mtls: bool) -> bytes:
+    """The encoded Metadata of an endpoint; many endpoints share it."""
+    fields = dict(mesh)
+    summary = ";".join(
+        fields[key] for key in ("workload", "namespace", "canonical", "revision", "cluster")
+    )
+    entries = []
+    if mtls:
+        entries.append(("envoy.transport_socket_match", (("tlsMode", "istio"),)))
+    entries.append(("istio", (("workload", summary),)))
+    entries.append((MESH_METADATA, mesh))
+    return b"".join(
+        field_bytes(1, field_text(1, name) + field_bytes(2, struct_of_text(pairs)))
+        for name, pairs in entries
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _encode(endpoint: Endpoint, need: EndpointNeed) -> bytes:
+    """One LbEndpoint."""
+    if endpoint.address.startswith("unix://"):
+        address = field_bytes(2, field_text(1, endpoint.address.removeprefix("unix://")))
+    else:
+        address = field_bytes(
+            1, field_text(2, endpoint.address) + field_int(3, endpoint.port or need.port)
+        )
+    mtls = endpoint.tls_mode == "istio" and not _refuses_mtls(need, endpoint)
+    return (
+        field_bytes(1, field_bytes(1, address))
+        + field_int(2, _HEALTH[endpoint.health])
+        + field_bytes(3, _metadata(mesh_metadata(endpoint), mtls))
+        + wrapped_int(4, endpoint.weight or 1)
+    )
+
+
+def _refuses_mtls(need: EndpointNeed, endpoint: Endpoint) -> bool:
+    """Whether the workload's own policy takes plaintext only."""
+    return any(
+        _labels_match(labels, endpoint.labels) and port in (0, endpoint.port)
+        for labels, port in need.plaintext
+    )
+
+
+def _labels_match(subset: tuple[tuple[str, str], ...], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == text for key, text in subset)
+
+
+def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """The endpoints that belong to the need: port, subset, usable address and state."""
+    return [
+        endpoint
+        for endpoint in endpoints
+        if (not endpoint.service_port or endpoint.service_port == need.port_name)
+        and _labels_match(need.subset, endpoint.labels)
+        and (not need.node or endpoint.node_name == need.node)
+        and endpoint.health is not Health.TERMINATING
+        and (endpoint.health is not Health.DRAINING or need.draining)
+        and (endpoint.address.startswith("unix://") or _is_address(endpoint.address))
+    ]
+
+
+def _shared_levels(mine: str, other: str) -> int:
+    """How many of region, zone and subzone agree, from the left."""
+    count = 0
+    for ours, theirs in zip(mine.split("/"), other.split("/"), strict=False):
+        if ours != theirs or not ours:
+            break
+        count += 1
+    return count
+
+
+def priority_of(need: EndpointNeed, endpoint: Endpoint) -> int:
+    """Lower is preferred. Istio's failover order: same subzone, zone, region, the failover region, the rest."""
+    policy = need.policy
+    if not policy.enabled:
+        return 0
+    if policy.priority_labels:
+        matched = 0
+        for label, wanted in policy.priority_labels:
+            if endpoint.labels.get(label, "") != wanted:
+                break
+            matched += 1
+        return len(policy.priority_labels) - matched
+    if not need.locality or policy.distribute:
+        return 0
+    shared = _shared_levels(need.locality, endpoint.locality)
+    if shared:
+        return 3 - min(shared, 3)
+    region = need.locality.split("/")[0]
+    target = dict(policy.failover).get(region)
+    if not target:
+        return 3
+    return 3 if endpoint.locality.split("/")[0] == target else 4
+
+
+def _distribution(policy: LocalityPolicy, locality: str) -> tuple[str, int] | None:
+    """The entry of ``distribute`` that covers a locality: the most specific one."""
+    best = None
+    for pattern, weight in policy.distribute:
+        prefix = pattern.rstrip("*").rstrip("/")
+        if not prefix or locality == prefix or locality.startswith(prefix + "/"):
+            if best is None or len(pattern) > len(best[0]):
+                best = (pattern, weight)
+    return best
+
+
+def _locality_weights(need: EndpointNeed, localities: Iterable[str]) -> dict[str, int]:
+    """Weights of localities under ``distribute``; a share is split evenly by the localities it covers."""
+    covered: dict[tuple[str, int], list[str]] = {}
+    for locality in localities:
+        entry = _distribution(need.policy, locality)
+        if entry is not None:
+            covered.setdefault(entry, []).append(locality)
+    # Scaled by 100 so that a share of a few percent survives being split.
+    return {
+        locality: max(1, weight * 100 // len(names))
+        for (_, weight), names in covered.items()
+        if weight
+        for locality in names
+    }
+
+
+def _grouped(need: EndpointNeed, endpoints: list[Endpoint]) -> dict[Group, list[Endpoint]]:
+    """Endpoints by priority and locality, priorities made dense, in a stable order."""
+    by_place: dict[tuple[int, str], list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_place.setdefault((priority_of(need, endpoint), endpoint.locality), []).append(endpoint)
+    dense = {old: new for new, old in enumerate(sorted({place[0] for place in by_place}))}
+    distributed = bool(need.policy.enabled and need.policy.distribute)
+    weights = _locality_weights(need, {place[1] for place in by_place}) if distributed else {}
+    groups: dict[Group, list[Endpoint]] = {}
+    for (priority, locality), members in sorted(by_place.items()):
+        if distributed:
+            weight = weights.get(locality, 0)
+            if not weight:
+                continue
+        else:
+            weight = sum(member.weight or 1 for member in members)
+        groups[(dense[priority], locality, weight)] = members
+    return groups
+
+
+def priority_groups(
+    endpoints: tuple[StaticEndpoint, ...],
+) -> list[tuple[Group, list[StaticEndpoint]]]:
+    """Inline endpoints by priority and locality."""
+    groups: dict[Group, list[StaticEndpoint]] = {}
+    for endpoint in endpoints:
+        groups.setdefault(
+            (endpoint.priority, endpoint.locality, endpoint.locality_weight), []
+        ).append(endpoint)
+    return sorted(groups.items())
+
+
+def encode_endpoints(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> Resource:
+    """The ClusterLoadAssignment of one cluster. An empty one is a valid answer: the cluster has no endpoints."""
+    out = [field_text(1, need.cluster)]
+    for (priority, locality, weight), members in _grouped(need, select(need, endpoints)).items():
+        region, zone, sub = ([*locality.split("/"), "", "", ""])[:3]
+        place = field_text(1, region) + field_text(2, zone) + field_text(3, sub)
+        body = field_bytes(1, place)
+        body += b"".join(
+            field_bytes(2, _encode(member, need))
+            for member in sorted(members, key=lambda m: (m.address, m.port))
+        )
+        body += wrapped_int(3, weight) + field_int(5, priority)
+        out.append(field_bytes(2, body))
+    return resource_of(need.cluster, b"".join(out))

@@ -1,0 +1,39 @@
+"""What a cluster needs of its endpoints, with everything about the asking proxy already resolved."""
+
+from __future__ import annotations
+
+from meltemi.ir.value import Pairs, value
+
+
+@value
+class LocalityPolicy:
+    """How endpoints are ranked for one proxy.
+
+    ``distribute`` holds (locality prefix, weight) of the rule that matches the proxy's locality.
+    ``failover`` is (from region, to region). ``priority_labels`` are (label, the proxy's value), most
+    important first. Without outlier detection Envoy cannot fail over, so ``enabled`` is False then.
+    """
+
+    enabled: bool = False
+    distribute: tuple[tuple[str, int], ...] = ()
+    failover: tuple[tuple[str, str], ...] = ()
+    priority_labels: Pairs = ()
+
+
+@value
+class EndpointNeed:
+    """The endpoints of one EDS cluster, as one class of proxies sees them."""
+
+    cluster: str
+    hostname: str
+    namespace: str
+    port_name: str
+    port: int
+    subset: Pairs = ()
+    locality: str = ""  # of the proxy
+    network: str = ""
+    policy: LocalityPolicy = LocalityPolicy()
+    # (labels, port) of workloads whose policy refuses mTLS; port 0 is every port, no labels every workload.
+    plaintext: tuple[tuple[Pairs, int], ...] = ()
+    node: str = ""  # internalTrafficPolicy: Local keeps to this node
+    draining: bool = False  # keep serving persistent sessions on draining endpoints

@@ -1,0 +1,52 @@
+"""HTTP filters, one value per kind. Their order is the order in a listener's tuple."""
+
+from __future__ import annotations
+
+from meltemi.ir.value import value
+
+
+@value
+class SendPeer:
+    """Tell the next proxy who we are (request headers)."""
+
+
+@value
+class ReceivePeer:
+    """Take the peer's headers into metadata and off the request. ``trusted`` False only strips them."""
+
+    trusted: bool
+
+
+@value
+class MeshAlpn:
+    """Lets routes set the ALPN of upstream connections."""
+
+
+@value
+class FaultFilter:
+    """Runs the faults of routes."""
+
+
+@value
+class CorsFilter:
+    """Runs the CORS policies of routes."""
+
+
+@value
+class GrpcStats:
+    """Counts gRPC messages for the metrics."""
+
+
+@value
+class GrpcWeb:
+    """Translates gRPC-Web."""
+
+
+@value
+class Router:
+    """The last filter."""
+
+
+HttpFilter = (
+    SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | GrpcStats | GrpcWeb | Router
+)

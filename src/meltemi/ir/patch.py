@@ -1,0 +1,46 @@
+"""EnvoyFilter patches that apply to one proxy, in the order in which they are applied."""
+
+from __future__ import annotations
+
+from meltemi.ir.value import Origins, Pairs, origins_field, value
+
+
+@value
+class PatchMatch:
+    """Where a patch applies; empty fields do not restrict."""
+
+    context: str = "ANY"
+    listener: str = ""
+    listener_port: int = 0
+    listener_filter: str = ""
+    chain: str = ""
+    chain_sni: str = ""
+    chain_transport: str = ""
+    chain_protocols: str = ""
+    chain_port: int = 0
+    filter: str = ""
+    sub_filter: str = ""
+    route_config: str = ""
+    route_port: int = 0
+    route_gateway: str = ""
+    vhost: str = ""
+    vhost_domain: str = ""
+    route: str = ""
+    route_action: str = ""
+    cluster: str = ""
+    cluster_service: str = ""
+    cluster_subset: str = ""
+    cluster_port: int = 0
+
+
+@value
+class Patch:
+    """One change to the generated Envoy configuration. ``body`` is its value as JSON."""
+
+    apply_to: str
+    operation: str
+    match: PatchMatch
+    body: str = "{}"
+    filter_class: str = ""
+    metadata: Pairs = ()
+    origins: Origins = origins_field()

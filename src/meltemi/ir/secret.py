@@ -1,0 +1,19 @@
+"""Secrets that are pushed to gateways. Their content never shows in a representation or a log."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from meltemi.ir.value import Origins, origins_field, value
+
+
+@value
+class Secret:
+    """A certificate pair (``chain`` and ``key``), or trusted roots (``ca``), in PEM."""
+
+    name: str
+    chain: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    ca: bytes = field(default=b"", repr=False)
+    crl: bytes = field(default=b"", repr=False)
+    origins: Origins = origins_field()

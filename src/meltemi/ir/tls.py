@@ -1,0 +1,73 @@
+"""TLS contexts: which certificate is shown, which is expected, and how far each is checked."""
+
+from __future__ import annotations
+
+import enum
+
+from meltemi.ir.value import value
+
+
+class SecretSource(enum.Enum):
+    """Where Envoy reads a secret from."""
+
+    WORKLOAD = "workload"  # the agent's files, by a path-config SDS source
+    ADS = "ads"  # pushed over the ADS stream
+    FILE = "file"  # plain files that the user mounted
+
+
+@value
+class SecretRef:
+    """A certificate pair or a set of trusted roots.
+
+    ``name`` is the SDS name. For FILE, ``certificate`` and ``key`` (or ``ca`` and ``crl``) are paths.
+    """
+
+    source: SecretSource
+    name: str = ""
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    crl: str = ""
+
+
+WORKLOAD_CERTIFICATE = SecretRef(SecretSource.WORKLOAD, "default")
+WORKLOAD_ROOTS = SecretRef(SecretSource.WORKLOAD, "ROOTCA")
+
+
+@value
+class SanMatch:
+    """One accepted subject alternative name: ``kind`` is ``uri`` or ``dns``; ``*`` suffixes are prefixes."""
+
+    kind: str
+    match: str  # exact | prefix | suffix
+    value: str
+
+
+@value
+class UpstreamTls:
+    """TLS towards an endpoint. Without ``certificate`` it is one-sided; without ``roots`` nothing is verified."""
+
+    sni: str = ""
+    alpn: tuple[str, ...] = ()
+    certificate: SecretRef | None = None
+    roots: SecretRef | None = None
+    sans: tuple[SanMatch, ...] = ()
+    system_roots: bool = False
+    auto_sni: bool = False  # SNI from the request's host
+
+
+@value
+class DownstreamTls:
+    """TLS from a client. ``client_certificate`` is ``none``, ``optional`` or ``required``."""
+
+    certificates: tuple[SecretRef, ...]
+    roots: SecretRef | None = None
+    client_certificate: str = "none"
+    alpn: tuple[str, ...] = ()
+    sans: tuple[SanMatch, ...] = ()
+    min_version: str = ""  # TLSV1_0 ... TLSV1_3
+    max_version: str = ""
+    cipher_suites: tuple[str, ...] = ()
+    ecdh_curves: tuple[str, ...] = ()
+    spki: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()

@@ -1,0 +1,256 @@
+"""Proxy classes: proxies that get byte-identical configuration.
+
+In: the context and one proxy. Out: a ``ProxyClass`` that holds everything that translation may read about a
+proxy: *results* of selectors, never raw labels (pods carry labels that differ for each of them).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import re2
+
+from meltemi.model.config import Config, Key
+from meltemi.model.destination_rule import LocalityLbSetting
+from meltemi.model.extensions import EnvoyFilter
+from meltemi.model.proxy import NodeType, Proxy
+from meltemi.model.service import Protocol, Service
+from meltemi.model.topology import Sidecar
+from meltemi.push.context import PushContext
+
+Labels = tuple[tuple[str, str], ...]
+
+
+def selector(labels: Mapping[str, str] | None) -> Labels:
+    """A selector in canonical form."""
+    return tuple(sorted((labels or {}).items()))
+
+
+def selects(wanted: Labels, labels: Mapping[str, str]) -> bool:
+    """True when every wanted label is there. The empty selector selects everything."""
+    return all(labels.get(key) == text for key, text in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTarget:
+    """One port of one service that the proxy's workload serves."""
+
+    hostname: str
+    namespace: str
+    service_name: str
+    port: int
+    port_name: str
+    protocol: Protocol
+    target_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyClass:
+    """What translation may know about a proxy.
+
+    ``selectors`` are those of all relevant objects that matched. ``patches`` are the EnvoyFilter patches
+    (object, index) whose proxy conditions hold. ``label_values`` are the proxy's values of labels that
+    locality priorities compare. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
+    """
+
+    type: NodeType
+    namespace: str
+    dns_domain: str = "cluster.local"
+    cluster_id: str = "Kubernetes"
+    network: str = ""
+    locality: str = ""
+    sidecar: Key | None = None
+    targets: tuple[ServiceTarget, ...] = ()
+    selectors: frozenset[Labels] = frozenset()
+    patches: tuple[tuple[Key, int], ...] = ()
+    label_values: Labels = ()
+    mark: int = 0
+    families: tuple[str, ...] = ("v4",)
+    unprivileged: bool = False
+    interception: str = "REDIRECT"
+    node: str = ""
+
+    @property
+    def is_gateway(self) -> bool:
+        """True for ingress, egress and east-west gateways."""
+        return self.type is NodeType.ROUTER
+
+    def matches(self, labels: Mapping[str, str] | None) -> bool:
+        """Whether a selector of a relevant object matched. The empty selector always does."""
+        wanted = selector(labels)
+        return not wanted or wanted in self.selectors
+
+
+def sidecar_for(context: PushContext, proxy: Proxy) -> Config[Sidecar] | None:
+    """The Sidecar of a proxy: one with a matching selector, else the namespace's, else the root namespace's."""
+    if proxy.type is not NodeType.SIDECAR:
+        return None
+    fallback = None
+    for config in context.sidecars:
+        if config.meta.namespace != proxy.namespace:
+            continue
+        wanted = config.spec.workload_selector
+        if wanted is not None and wanted.labels:
+            if selects(selector(wanted.labels), proxy.labels):
+                return config
+        elif fallback is None:
+            fallback = config
+    if fallback is not None:
+        return fallback
+    for config in context.sidecars:
+        if config.meta.namespace == context.root_namespace and (
+            config.spec.workload_selector is None or not config.spec.workload_selector.labels
+        ):
+            return config
+    return None
+
+
+def service_targets(context: PushContext, proxy: Proxy) -> tuple[ServiceTarget, ...]:
+    """The service ports that the proxy's workload serves, in order of the services' age."""
+    found: list[ServiceTarget] = []
+    for service in context.services:
+        if service.namespace != proxy.namespace or not service.selector_labels:
+            continue
+        if not selects(selector(service.selector_labels), proxy.labels):
+            continue
+        found.extend(_ports(service, proxy))
+    return tuple(found)
+
+
+def _ports(service: Service, proxy: Proxy) -> Iterable[ServiceTarget]:
+    name = service.meta.name if service.registry == "Kubernetes" else service.hostname
+    for port in service.ports:
+        if port.protocol is Protocol.UDP:
+            continue
+        yield ServiceTarget(
+            hostname=service.hostname,
+            namespace=service.namespace,
+            service_name=name,
+            port=port.number,
+            port_name=port.name,
+            protocol=port.protocol,
+            target_port=port.target_port or port.number,
+        )
+
+
+def _relevant_selectors(context: PushContext, proxy: Proxy) -> set[Labels]:
+    """Selectors whose result can change this proxy's configuration."""
+    found: set[Labels] = set()
+    own = (proxy.namespace, context.root_namespace)
+    for kind, members in context.configs.items():
+        if kind in ("ServiceEntry", "WorkloadGroup", "ProxyConfig", "Sidecar"):
+            continue
+        if kind == "VirtualService":
+            for config in members:
+                found |= _source_labels(config.spec)
+        elif kind == "Gateway":
+            if proxy.type is NodeType.ROUTER:
+                found |= {selector(config.spec.selector) for config in members}
+        else:
+            for config in members:
+                if config.meta.namespace in own:
+                    found |= _own_selector(config.spec)
+    found.discard(())
+    return found
+
+
+def _own_selector(spec: object) -> set[Labels]:
+    chosen = getattr(spec, "selector", None) or getattr(spec, "workload_selector", None)
+    labels = getattr(chosen, "match_labels", None) or getattr(chosen, "labels", None)
+    return {selector(labels)} if labels else set()
+
+
+def _source_labels(spec: object) -> set[Labels]:
+    """Source labels of all matches of a VirtualService."""
+    found = set()
+    for group in ("http", "tls", "tcp"):
+        for rule in getattr(spec, group):
+            for match in rule.match:
+                if match.source_labels:
+                    found.add(selector(match.source_labels))
+    return found
+
+
+def _matched_patches(context: PushContext, proxy: Proxy) -> tuple[tuple[Key, int], ...]:
+    """EnvoyFilter patches for this proxy: by namespace, selector, version and metadata."""
+    found: list[tuple[Key, int]] = []
+    for config in context.envoy_filters:
+        if config.meta.namespace not in (proxy.namespace, context.root_namespace):
+            continue
+        wanted = config.spec.workload_selector
+        if wanted is not None and not selects(selector(wanted.labels), proxy.labels):
+            continue
+        found.extend(
+            (config.key, index)
+            for index in range(len(config.spec.config_patches))
+            if _proxy_matches(config.spec, index, proxy)
+        )
+    return tuple(found)
+
+
+def _proxy_matches(spec: EnvoyFilter, index: int, proxy: Proxy) -> bool:
+    match = spec.config_patches[index].match
+    if match is None or match.proxy is None:
+        return True
+    pattern = match.proxy.proxy_version
+    if pattern:
+        try:
+            if re2.search(pattern, proxy.version) is None:
+                return False
+        except re2.error:
+            return False
+    return all(str(proxy.metadata.get(k, "")) == v for k, v in match.proxy.metadata.items())
+
+
+def _priority_labels(context: PushContext) -> set[str]:
+    """Labels that locality priorities compare; ``label=value`` entries name theirs themselves."""
+    found: set[str] = set()
+    settings: list[LocalityLbSetting | None] = [context.mesh.locality_lb_setting]
+    for config in context.destination_rules:
+        policies = [config.spec.traffic_policy, *(s.traffic_policy for s in config.spec.subsets)]
+        settings += [
+            policy.load_balancer.locality_lb_setting
+            for policy in policies
+            if policy is not None and policy.load_balancer is not None
+        ]
+    for setting in settings:
+        if setting is not None:
+            found |= {entry for entry in setting.failover_priority if "=" not in entry}
+    return found
+
+
+def _families(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    families = {"v6" if ":" in address else "v4" for address in addresses}
+    return tuple(sorted(families)) or ("v4",)
+
+
+_DIGITS = re.compile(r"^\d+$")
+
+
+def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
+    """The class of a proxy. Equal classes get equal bytes."""
+    chosen = sidecar_for(context, proxy)
+    wanted = _relevant_selectors(context, proxy)
+    labels = _priority_labels(context)
+    mark = str(proxy.metadata.get("MESH_SO_MARK", ""))
+    node_local = any(service.internal_traffic_local for service in context.services)
+    return ProxyClass(
+        type=proxy.type,
+        namespace=proxy.namespace,
+        dns_domain=proxy.dns_domain,
+        cluster_id=proxy.cluster_id,
+        network=proxy.network,
+        locality=proxy.locality,
+        sidecar=chosen.key if chosen is not None else None,
+        targets=service_targets(context, proxy),
+        selectors=frozenset(labels for labels in wanted if selects(labels, proxy.labels)),
+        patches=_matched_patches(context, proxy),
+        label_values=tuple(sorted((name, proxy.labels.get(name, "")) for name in labels)),
+        mark=int(mark) if _DIGITS.match(mark) else 0,
+        families=_families(proxy.addresses),
+        unprivileged=proxy.bind_ports_unprivileged,
+        interception=proxy.interception_mode,
+        node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
+    )

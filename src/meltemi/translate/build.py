@@ -1,0 +1,24 @@
+"""What the translation of one class carries along: its inputs, and the findings it collects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meltemi.model.origin import Finding, Level, Origin
+from meltemi.push.classes import ProxyClass
+from meltemi.push.context import PushContext
+from meltemi.translate.scope import Scope
+
+
+@dataclass(frozen=True)
+class Build:
+    """One translation. ``findings`` is the only part that grows."""
+
+    context: PushContext
+    proxy: ProxyClass
+    scope: Scope
+    findings: list[Finding] = field(default_factory=list)
+
+    def report(self, code: str, text: str, origin: Origin, remedy: str = "") -> None:
+        """Record something wrong with the user's configuration."""
+        self.findings.append(Finding(code, Level.WARNING, text, origin, remedy))

@@ -1,0 +1,270 @@
+"""Clusters: outbound per service, port and subset; inbound per target port; and the fixed ones."""
+
+from __future__ import annotations
+
+from meltemi.ir.cluster import (
+    Balancer,
+    Balancing,
+    Cluster,
+    ClusterType,
+    HttpOptions,
+    HttpVersion,
+    StaticEndpoint,
+)
+from meltemi.ir.endpoint import EndpointNeed
+from meltemi.ir.peer import mesh_metadata
+from meltemi.ir.value import Origins
+from meltemi.model.destination_rule import Subset, TrafficPolicy
+from meltemi.model.names import (
+    BLACKHOLE_CLUSTER,
+    INBOUND_PASSTHROUGH_CLUSTER,
+    PASSTHROUGH_CLUSTER,
+    inbound_cluster,
+    outbound_cluster,
+)
+from meltemi.model.service import Port, Protocol, Resolution, Service
+from meltemi.push.classes import ServiceTarget, selector
+from meltemi.translate import cluster_policy as tuning
+from meltemi.translate.build import Build
+from meltemi.translate.mtls import plaintext_workloads
+from meltemi.translate.rules import Rule, effective_policy, pool_of, rule_for
+from meltemi.translate.upstream_tls import choose_tls
+
+_TYPES = {
+    Resolution.CLIENT_SIDE_LB: ClusterType.EDS,
+    Resolution.DNS_LB: ClusterType.STRICT_DNS,
+    Resolution.DNS_ROUND_ROBIN_LB: ClusterType.LOGICAL_DNS,
+    Resolution.PASSTHROUGH: ClusterType.ORIGINAL_DST,
+    Resolution.DYNAMIC_DNS: ClusterType.ORIGINAL_DST,
+    Resolution.ALIAS: ClusterType.STRICT_DNS,
+}
+INBOUND_BIND = "127.0.0.6"  # exempt from capture by its source address
+_DNS = (ClusterType.STRICT_DNS, ClusterType.LOGICAL_DNS)
+
+
+def short_name(service: Service) -> str:
+    """The service's own name, for telemetry: of a Kubernetes Service, or the host."""
+    return service.meta.name if service.registry == "Kubernetes" else service.hostname
+
+
+def cluster_type(build: Build, service: Service, policy: TrafficPolicy) -> ClusterType:
+    """How endpoints are found. A gateway has no original destination to pass through to."""
+    kind = _TYPES[service.resolution]
+    if kind is ClusterType.ORIGINAL_DST and build.proxy.is_gateway:
+        return ClusterType.EDS if not service.mesh_external or service.headless else kind
+    simple = policy.load_balancer.simple if policy.load_balancer is not None else None
+    if simple == "PASSTHROUGH" and kind is ClusterType.EDS:
+        return ClusterType.ORIGINAL_DST
+    return kind
+
+
+def _inline(
+    build: Build, service: Service, port: Port, subset: Subset | None
+) -> tuple[StaticEndpoint, ...]:
+    """Endpoints of a DNS service. One without any resolves its own host name."""
+    wanted = subset.labels if subset is not None else {}
+    known = [
+        endpoint
+        for endpoint in build.context.facts_of(service).inline
+        if endpoint.service_port in ("", port.name)
+        and all(endpoint.labels.get(key) == text for key, text in wanted.items())
+    ]
+    if not known and not build.context.facts_of(service).inline:
+        target = service.external_name or service.hostname
+        if target.startswith("*"):
+            return ()
+        return (StaticEndpoint(target, port.target_port or port.number),)
+    return tuple(
+        StaticEndpoint(
+            address=endpoint.address,
+            port=endpoint.port or port.target_port or port.number,
+            weight=endpoint.weight or 1,
+            locality=endpoint.locality,
+            locality_weight=endpoint.weight or 1,
+            mesh=mesh_metadata(endpoint),
+            tls_mode=endpoint.tls_mode,
+        )
+        for endpoint in known
+    )
+
+
+def _origins(service: Service, rule: Rule | None, subset: tuple[Subset, object, int] | None) -> Origins:
+    found = [service.origin]
+    if rule is not None:
+        if subset is not None:
+            entry, config, index = subset
+            found += [c.origin(f"spec.subsets[{index}]") for c in rule.configs if c is config]
+        elif rule.policy is not None:
+            found.append(rule.configs[0].origin("spec.trafficPolicy"))
+    return tuple(found)
+
+
+def _outbound(
+    build: Build,
+    service: Service,
+    port: Port,
+    rule: Rule | None,
+    subset: tuple[Subset, object, int] | None,
+) -> Cluster | None:
+    mesh = build.context.mesh
+    chosen = subset[0] if subset is not None else None
+    policy = effective_policy(build, rule, port.number, chosen)
+    kind = cluster_type(build, service, policy)
+    endpoints = _inline(build, service, port, chosen) if kind in _DNS else ()
+    if kind in _DNS and not endpoints:
+        return None
+    if kind is ClusterType.LOGICAL_DNS:
+        endpoints = endpoints[:1]
+    http = tuning.http_options(policy, mesh, port)
+    name = chosen.name if chosen is not None else ""
+    tls = choose_tls(
+        build.context,
+        service,
+        port,
+        name,
+        kind,
+        policy.tls,
+        http2=http.version is HttpVersion.HTTP2,
+    )
+    if tls.auto_sni:
+        http = _with_sni(http, tls.auto_san)
+    tcp = pool_of(policy)[0]
+    proxy_protocol = {"V1": 1, "V2": 2}
+    return Cluster(
+        name=outbound_cluster(service.hostname, port.number, name),
+        type=kind,
+        connect_timeout_s=tcp.connect_timeout or mesh.connect_timeout,
+        balancer=tuning.balancer(policy, mesh, kind),
+        thresholds=tuning.thresholds(policy),
+        http=http,
+        outlier=tuning.outlier(policy.outlier_detection),
+        keepalive=tuning.keepalive(policy, mesh),
+        tls=tls.always,
+        auto_tls=tls.auto,
+        endpoints=endpoints,
+        dns_refresh_s=mesh.dns_refresh_rate if kind in _DNS else None,
+        tcp_idle_timeout_s=tcp.idle_timeout,
+        proxy_protocol=proxy_protocol[policy.proxy_protocol.version] if policy.proxy_protocol else 0,
+        service=(service.hostname, short_name(service), service.namespace),
+        rule=rule.path if rule is not None else "",
+        external=service.mesh_external,
+        origins=_origins(service, rule, subset),
+    )
+
+
+def _with_sni(http: HttpOptions, san: bool) -> HttpOptions:
+    return HttpOptions(
+        version=http.version,
+        max_requests_per_connection=http.max_requests_per_connection,
+        idle_timeout_s=http.idle_timeout_s,
+        max_connection_duration_s=http.max_connection_duration_s,
+        max_concurrent_streams=http.max_concurrent_streams,
+        h2_keepalive_interval_s=http.h2_keepalive_interval_s,
+        h2_keepalive_timeout_s=http.h2_keepalive_timeout_s,
+        auto_sni=True,
+        auto_san=san,
+    )
+
+
+def _need(build: Build, service: Service, port: Port, rule: Rule | None, subset: Subset | None) -> EndpointNeed:
+    policy = effective_policy(build, rule, port.number, subset)
+    name = subset.name if subset is not None else ""
+    locality = tuning.locality_policy(policy, build.context.mesh, build.proxy)
+    return EndpointNeed(
+        cluster=outbound_cluster(service.hostname, port.number, name),
+        hostname=service.hostname,
+        namespace=service.namespace,
+        port_name=port.name,
+        port=port.number,
+        subset=selector(subset.labels if subset is not None else None),
+        # Only a policy that compares localities makes clusters differ between them.
+        locality=build.proxy.locality if locality.enabled else "",
+        network="",
+        policy=locality,
+        plaintext=plaintext_workloads(build.context, service.namespace),
+        node=build.proxy.node if service.internal_traffic_local else "",
+    )
+
+
+def outbound_clusters(build: Build) -> tuple[list[Cluster], list[EndpointNeed]]:
+    """Every visible service's ports and subsets, and what the EDS ones need."""
+    clusters: list[Cluster] = []
+    needs: list[EndpointNeed] = []
+    for service in build.scope.services:
+        rule = rule_for(build, service)
+        for port in service.ports:
+            if port.protocol is Protocol.UDP:
+                continue
+            variants = (None, *(rule.subsets if rule is not None else ()))
+            for variant in variants:
+                made = _outbound(build, service, port, rule, variant)
+                if made is None:
+                    continue
+                clusters.append(made)
+                if made.type is ClusterType.EDS:
+                    subset = variant[0] if variant is not None else None
+                    needs.append(_need(build, service, port, rule, subset))
+    return clusters, needs
+
+
+def inbound_service_cluster(build: Build, target: ServiceTarget) -> Cluster:
+    """The way from the proxy to its own workload."""
+    origins: Origins = ()
+    service = build.scope.by_host.get(target.hostname)
+    if service is not None:
+        origins = (service.origin,)
+    version = HttpVersion.NONE
+    if target.protocol.is_http2:
+        version = HttpVersion.HTTP2
+    elif target.protocol.is_unknown:
+        version = HttpVersion.DOWNSTREAM
+    if build.context.mesh.inbound_traffic_policy.mode == "LOCALHOST":
+        return Cluster(
+            name=inbound_cluster(target.target_port),
+            type=ClusterType.STATIC,
+            endpoints=(StaticEndpoint("127.0.0.1", target.target_port),),
+            http=HttpOptions(version=version),
+            balancer=Balancer(policy=Balancing.ROUND_ROBIN),
+            connect_timeout_s=build.context.mesh.connect_timeout,
+            service=(target.hostname, target.service_name, target.namespace),
+            origins=origins,
+        )
+    return Cluster(
+        name=inbound_cluster(target.target_port),
+        type=ClusterType.ORIGINAL_DST,
+        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
+        connect_timeout_s=build.context.mesh.connect_timeout,
+        http=HttpOptions(version=version),
+        bind_address=INBOUND_BIND,
+        socket_mark=build.proxy.mark,
+        service=(target.hostname, target.service_name, target.namespace),
+        origins=origins,
+    )
+
+
+def fixed_clusters(build: Build) -> list[Cluster]:
+    """Where unknown traffic goes. A gateway only needs the black hole."""
+    timeout = build.context.mesh.connect_timeout
+    blackhole = Cluster(BLACKHOLE_CLUSTER, ClusterType.STATIC, connect_timeout_s=timeout)
+    if build.proxy.is_gateway:
+        return [blackhole]
+    passthrough = Cluster(
+        PASSTHROUGH_CLUSTER,
+        ClusterType.ORIGINAL_DST,
+        connect_timeout_s=timeout,
+        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
+        http=HttpOptions(version=HttpVersion.DOWNSTREAM),
+        service=(PASSTHROUGH_CLUSTER, PASSTHROUGH_CLUSTER, "unknown"),
+        external=True,
+    )
+    inbound = Cluster(
+        INBOUND_PASSTHROUGH_CLUSTER,
+        ClusterType.ORIGINAL_DST,
+        connect_timeout_s=timeout,
+        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
+        http=HttpOptions(version=HttpVersion.DOWNSTREAM),
+        bind_address=INBOUND_BIND,
+        socket_mark=build.proxy.mark,
+        service=(INBOUND_PASSTHROUGH_CLUSTER, INBOUND_PASSTHROUGH_CLUSTER, "unknown"),
+    )
+    return [blackhole, passthrough, inbound]

@@ -1,0 +1,145 @@
+"""TLS towards a destination: the rule's own, or automatic mTLS to endpoints that have a sidecar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meltemi.ir.cluster import ClusterType
+from meltemi.ir.tls import (
+    WORKLOAD_CERTIFICATE,
+    WORKLOAD_ROOTS,
+    SanMatch,
+    SecretRef,
+    SecretSource,
+    UpstreamTls,
+)
+from meltemi.model.destination_rule import ClientTLSSettings
+from meltemi.model.names import dns_sni
+from meltemi.model.service import Port, Service
+from meltemi.push.context import PushContext
+
+# What our proxies offer, so that the other side knows that it is a proxy and whether HTTP is inside.
+ALPN_TCP = ("istio-peer-exchange", "istio")
+ALPN_HTTP = ("istio-http/1.1", "istio")
+ALPN_H2 = ("istio-h2", "istio", "h2")
+SECRET_PREFIX = "kubernetes://"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsChoice:
+    """``always`` for every endpoint, or ``auto`` for those that say ``tlsMode: istio``; both None is plaintext."""
+
+    always: UpstreamTls | None = None
+    auto: UpstreamTls | None = None
+    auto_sni: bool = False
+    auto_san: bool = False
+
+
+def mesh_alpn(port: Port, http2: bool) -> tuple[str, ...]:
+    """The ALPN of mTLS inside the mesh. Sniffed ports offer ``istio``; routes say what is inside."""
+    if http2 and not port.protocol.is_unknown:
+        return ALPN_H2
+    if port.protocol.is_http:
+        return ALPN_HTTP
+    return ALPN_TCP
+
+
+def mesh_tls(
+    context: PushContext,
+    service: Service,
+    port: Port,
+    subset: str,
+    http2: bool,
+    settings: ClientTLSSettings | None = None,
+) -> UpstreamTls:
+    """mTLS with the workload certificate. The server must show one of the service's identities."""
+    names = (settings.subject_alt_names if settings else ()) or service.subject_alt_names
+    names = names or context.facts_of(service).identities
+    sni = settings.sni if settings is not None and settings.sni else ""
+    return UpstreamTls(
+        sni=sni or dns_sni(service.hostname, port.number, subset),
+        alpn=mesh_alpn(port, http2),
+        certificate=WORKLOAD_CERTIFICATE,
+        roots=WORKLOAD_ROOTS,
+        sans=tuple(_san(name) for name in names),
+    )
+
+
+def _san(name: str) -> SanMatch:
+    kind = "uri" if "://" in name else "dns"
+    if name.endswith("*") and len(name) > 1:
+        return SanMatch(kind, "prefix", name[:-1])
+    if name.startswith("*") and len(name) > 1:
+        return SanMatch(kind, "suffix", name[1:])
+    return SanMatch(kind, "exact", name)
+
+
+def _certificate(settings: ClientTLSSettings) -> SecretRef | None:
+    if settings.mode != "MUTUAL":
+        return None
+    if settings.credential_name:
+        return SecretRef(SecretSource.ADS, _secret(settings.credential_name))
+    return SecretRef(
+        SecretSource.FILE, certificate=settings.client_certificate, key=settings.private_key
+    )
+
+
+def _secret(name: str) -> str:
+    return name if "://" in name else SECRET_PREFIX + name
+
+
+def _roots(settings: ClientTLSSettings) -> SecretRef | None:
+    if settings.insecure_skip_verify:
+        return None
+    if settings.credential_name:
+        return SecretRef(SecretSource.ADS, _secret(settings.credential_name) + "-cacert")
+    if settings.ca_certificates:
+        return SecretRef(SecretSource.FILE, ca=settings.ca_certificates, crl=settings.ca_crl)
+    return None
+
+
+def _origination(settings: ClientTLSSettings, service: Service, port: Port, http2: bool) -> TlsChoice:
+    """TLS that the proxy starts on the application's behalf. Without roots the system's are used."""
+    sans = settings.subject_alt_names or service.subject_alt_names
+    roots = _roots(settings)
+    return TlsChoice(
+        always=UpstreamTls(
+            sni=settings.sni,
+            alpn=("h2",) if http2 else (("http/1.1",) if port.protocol.is_http else ()),
+            certificate=_certificate(settings),
+            roots=roots,
+            sans=tuple(_san(name) for name in sans),
+            system_roots=roots is None and not settings.insecure_skip_verify,
+            auto_sni=not settings.sni and not port.protocol.is_http,
+        ),
+        auto_sni=not settings.sni and port.protocol.is_http,
+        auto_san=not settings.sni and not sans and not settings.insecure_skip_verify,
+    )
+
+
+def choose_tls(
+    context: PushContext,
+    service: Service,
+    port: Port,
+    subset: str,
+    kind: ClusterType,
+    settings: ClientTLSSettings | None,
+    *,
+    http2: bool,
+) -> TlsChoice:
+    """What a cluster does about TLS."""
+    if settings is not None:
+        if settings.mode == "DISABLE":
+            return TlsChoice()
+        if settings.mode == "ISTIO_MUTUAL":
+            return TlsChoice(always=mesh_tls(context, service, port, subset, http2, settings))
+        return _origination(settings, service, port, http2)
+    if not context.mesh.enable_auto_mtls or service.mesh_external:
+        return TlsChoice()
+    tls = mesh_tls(context, service, port, subset, http2)
+    if kind is ClusterType.ORIGINAL_DST:
+        # Endpoint metadata cannot be looked up here, so it is all or nothing.
+        facts = context.facts_of(service)
+        secure = bool(facts.identities) and not facts.any_plain
+        return TlsChoice(always=tls) if secure else TlsChoice()
+    return TlsChoice(auto=tls)
