@@ -93,6 +93,8 @@ class ProxySettings:
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stats_flush_s: float = 5.0
     output_certs: str = ""
+    # Kubelets rotate a token at 80 % of its hours; a quarter of a minute is soon enough.
+    file_watch_s: float = 15.0
 
     @property
     def node_id(self) -> str:
@@ -316,6 +318,7 @@ def parse_settings(
             "sidecar.istio.io/statsFlushInterval", default.stats_flush_s
         ),
         output_certs=read.text("OUTPUT_CERTS"),
+        file_watch_s=max(0.05, read.seconds("MESH_FILE_WATCH_INTERVAL", default.file_watch_s)),
     )
     return settings, problems
 

@@ -39,7 +39,9 @@ def build_stats_config(settings: ProxySettings) -> dict[str, Any]:
     if "*" in prefixes:
         matcher: dict[str, Any] = {"reject_all": False}
     else:
-        patterns: list[dict[str, Any]] = [{"prefix": p} for p in dict.fromkeys((*PREFIXES, *prefixes))]
+        patterns: list[dict[str, Any]] = [
+            {"prefix": p} for p in dict.fromkeys((*PREFIXES, *prefixes))
+        ]
         patterns += [{"suffix": s} for s in dict.fromkeys((*SUFFIXES, *suffixes))]
         patterns += [{"safe_regex": {"regex": r}} for r in dict.fromkeys(regexps)]
         matcher = {"inclusion_list": {"patterns": patterns}}

@@ -1,0 +1,378 @@
+"""Run the agent: the machines of ``agent`` connected to processes, files, sockets, clocks and signals.
+
+In: ``ProxySettings``. Out: an Envoy that serves, and the exit code when it is over. Promises: certificates
+before Envoy; one event at a time; every wait has a deadline; nothing runs between events (one look at the
+token and root files at long intervals aside).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from meltemi.adapters.agent_csr import CertificateRequest, request_certificate
+from meltemi.adapters.agent_endpoints import AgentEndpoints
+from meltemi.adapters.agent_files import (
+    Credentials,
+    CredentialStore,
+    merge_roots,
+    read_text,
+    write_atomically,
+)
+from meltemi.adapters.agent_http import HttpServer, fetch
+from meltemi.adapters.envoy_process import signal_envoy, spawn_envoy
+from meltemi.agent import certificates, secrets, supervision
+from meltemi.agent.bootstrap import (
+    build_arguments,
+    build_bootstrap,
+    build_environment,
+    is_plaintext,
+    server_name,
+)
+from meltemi.agent.metrics import AgentCounters, find_scrape_target
+from meltemi.agent.readiness import count_connections
+from meltemi.agent.settings import ProxySettings
+
+_TIMER_S_MAX = 600.0  # look at the wall clock again this often: it may jump, and machines may sleep
+_ADMIN_S_MAX = 2.0
+
+Log = Callable[[str, str], None]
+Event = tuple[str, Any]
+
+
+class AgentRuntime:
+    """One proxy's agent. ``run`` is the whole life."""
+
+    def __init__(self, settings: ProxySettings, binary: str, log: Log) -> None:
+        """``binary`` is Envoy; ``log(level, text)`` takes lines for people."""
+        self._settings, self._binary, self._log = settings, binary, log
+        self._store = CredentialStore(settings.credentials_dir, settings.output_certs)
+        self._config_dir = Path(settings.config_dir)
+        self._credentials: Credentials | None = None
+        self._lifecycle = certificates.Lifecycle(settings.grace_ratio, settings.grace_jitter)
+        config = settings.config
+        self._supervision = supervision.Supervision(
+            supervision.DrainPlan(
+                duration_s=config.termination_drain_s,
+                on_zero_connections=settings.exit_on_zero_connections,
+                minimum_s=settings.minimum_drain_s,
+                maximum_s=max(config.drain_s, settings.minimum_drain_s),
+                inbound_only=settings.node_type == "sidecar",
+            )
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._exit_code: int | None = None
+        self._counters = AgentCounters()
+        self._began = time.monotonic()
+        self._token = secrets.SecretText("")
+        self._token_version = 0
+        self._mesh_root = ""
+
+    # --- the life ---------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until stopped; the exit code.
+
+        :raises OSError: when the agent's port is taken or its directories cannot be written.
+        """
+        server = HttpServer(self._endpoints().handle)
+        await server.start(self._settings.config.status_port)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._mesh_root = read_text(Path(self._settings.root_file))
+        self._refresh_token()
+        self._credentials = self._store.load(self._settings.identity)
+        found = self._credentials.validity if self._credentials else None
+        self._put("certificates", certificates.Started(time.time(), _chance(), found))
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._spawn(self._watch_files())
+                await self._handle_events()
+                self._cancel_all()
+        finally:
+            await server.close()
+            await self._reap()
+        return self._exit_code or 0
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._put("supervision", supervision.StopRequested(time.monotonic()))
+
+    def drain(self) -> None:
+        """Drain without ending."""
+        self._put("supervision", supervision.DrainRequested(time.monotonic()))
+
+    def _put(self, machine: str, event: Any) -> None:
+        self._events.put_nowait((machine, event))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _cancel_all(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in [*self._tasks]:
+            task.cancel()
+
+    async def _reap(self) -> None:
+        """Whatever went wrong, no Envoy stays behind."""
+        if self._process and self._process.returncode is None:
+            signal_envoy(self._process, kill=True)
+            await self._process.wait()
+
+    async def _handle_events(self) -> None:
+        while self._exit_code is None:
+            machine, event = await self._events.get()
+            if machine == "certificates":
+                self._lifecycle, wanted = self._lifecycle.step(event)
+                for command in wanted:
+                    self._do_certificates(command)
+            else:
+                self._supervision, orders = self._supervision.step(event)
+                for order in orders:
+                    await self._do_supervision(order)
+
+    # --- certificates -----------------------------------------------------------------------------
+
+    def _do_certificates(self, command: certificates.Command) -> None:
+        if isinstance(command, certificates.RequestCertificate):
+            self._spawn(self._request())
+        elif isinstance(command, certificates.SetTimer):
+            self._set_wall_timer(command.at)
+        elif isinstance(command, certificates.AnnounceReady):
+            self._put("supervision", supervision.CertificatesReady(time.monotonic()))
+        else:
+            self._log(command.level, command.text)
+
+    def _set_wall_timer(self, at: float) -> None:
+        def wake() -> None:
+            if time.time() >= at:
+                self._put("certificates", certificates.TimerFired(time.time()))
+            else:
+                self._set_wall_timer(at)
+
+        delay_s = min(_TIMER_S_MAX, max(0.0, at - time.time()))
+        self._set_timer("certificates", delay_s, wake)
+
+    def _set_timer(self, name: str, delay_s: float, callback: Callable[[], None]) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, callback)
+
+    async def _request(self) -> None:
+        settings = self._settings
+        address = settings.ca_address
+        self._counters.cert_requests += 1
+        answer = await request_certificate(
+            CertificateRequest(
+                address=address,
+                server_name=server_name(settings, address),
+                plaintext=is_plaintext(settings, address),
+                root_file=settings.root_file,
+                token_file=settings.token_file,
+                identity=settings.identity,
+                ttl_s=round(settings.secret_ttl_s),
+                rsa_bits=settings.rsa_key_bits,
+                mark=settings.mark,
+            )
+        )
+        error = answer.error
+        if not error:
+            try:
+                self._adopt(
+                    Credentials(
+                        certificate="".join(answer.chain[:-1]) or answer.chain[0],
+                        key=answer.key,
+                        roots=merge_roots(answer.chain[-1], self._mesh_root),
+                        validity=certificates.Validity(answer.not_before, answer.not_after),
+                        identity=settings.identity,
+                    )
+                )
+            except OSError as problem:
+                error = f"{settings.credentials_dir} cannot be written: {problem.strerror}"
+        if error:
+            self._counters.cert_failures += 1
+            failed = certificates.RequestFailed(time.time(), _chance(), error)
+            self._put("certificates", failed)
+            return
+        validity = certificates.Validity(answer.not_before, answer.not_after)
+        self._put("certificates", certificates.Issued(time.time(), _chance(), validity))
+
+    def _adopt(self, credentials: Credentials) -> None:
+        self._store.store(credentials)
+        self._credentials = credentials
+        self._counters.cert_not_after = credentials.validity.not_after
+
+    # --- tokens and roots -------------------------------------------------------------------------
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.file_watch_s)
+            try:
+                self._refresh_token()
+                self._refresh_root()
+            except OSError as error:
+                self._log("error", f"credentials cannot be refreshed: {error}")
+
+    def _refresh_token(self) -> None:
+        """Give Envoy the present token; kubelets rotate the file behind it."""
+        token = secrets.SecretText(read_text(Path(self._settings.token_file)).strip())
+        if token and token != self._token:
+            self._token_version += 1
+            text = secrets.render_xds_token(token, self._token_version)
+            write_atomically(self._config_dir / secrets.XDS_TOKEN_FILE, text)
+            self._token = token
+
+    def _refresh_root(self) -> None:
+        """Trust the mesh's new roots as soon as they are published, and get a certificate under them."""
+        root = read_text(Path(self._settings.root_file))
+        if not root or root == self._mesh_root:
+            return
+        self._mesh_root = root
+        if self._credentials:
+            roots = merge_roots(root, self._credentials.roots)
+            self._adopt(replace(self._credentials, roots=roots))
+            self._log("info", "the mesh's root certificates changed")
+            self._put("certificates", certificates.RenewalForced(time.time()))
+
+    # --- Envoy ------------------------------------------------------------------------------------
+
+    async def _do_supervision(self, command: supervision.Command) -> None:
+        if isinstance(command, supervision.SpawnEnvoy):
+            await self._start_envoy(command.epoch)
+        elif isinstance(command, supervision.PostAdmin):
+            await self._post(command.path)
+        elif isinstance(command, supervision.CountConnections):
+            active = await self._count()
+            self._put("supervision", supervision.ConnectionsCounted(time.monotonic(), active))
+        elif isinstance(command, supervision.SignalEnvoy):
+            if self._process:
+                signal_envoy(self._process, command.kill)
+        elif isinstance(command, supervision.SetTimer):
+            self._set_timer("supervision", max(0.0, command.at - time.monotonic()), self._tick)
+        elif isinstance(command, supervision.ExitAgent):
+            self._exit_code = command.code
+        else:
+            self._log(command.level, command.text)
+
+    def _tick(self) -> None:
+        self._put("supervision", supervision.TimerFired(time.monotonic()))
+
+    async def _start_envoy(self, epoch: int) -> None:
+        settings = self._settings
+        if epoch:
+            self._counters.envoy_restarts += 1
+        try:
+            arguments = build_arguments(settings, self._write_bootstrap(), self._override())
+            environment = {**os.environ, **settings.config.proxy_metadata}
+            environment.update(build_environment(settings))
+            self._process = await spawn_envoy(self._binary, arguments, environment)
+        except OSError as error:
+            self._log("error", f"Envoy cannot be started: {error}")
+            self._put("supervision", supervision.EnvoyExited(time.monotonic(), 127, _chance()))
+            return
+        self._log("info", f"Envoy started (pid {self._process.pid}, epoch {epoch})")
+        if not epoch:
+            self._counters.startup_s = time.monotonic() - self._began
+        self._spawn(self._wait(self._process))
+
+    async def _wait(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        self._put("supervision", supervision.EnvoyExited(time.monotonic(), code, _chance()))
+
+    def _write_bootstrap(self) -> str:
+        settings = self._settings
+        if settings.config.custom_config_file:
+            return settings.config.custom_config_file
+        name = server_name(settings, settings.config.discovery_address)
+        text = secrets.render_xds_root(settings.root_file, name)
+        write_atomically(self._config_dir / secrets.XDS_ROOT_FILE, text, 0o644)
+        bootstrap, problems = build_bootstrap(settings, with_token=bool(self._token))
+        for problem in problems:
+            self._log("warning", problem)
+        path = self._config_dir / "envoy-rev.json"
+        write_atomically(path, json.dumps(bootstrap, indent=1), 0o644)
+        return str(path)
+
+    def _override(self) -> str:
+        path = self._settings.bootstrap_override
+        if not path:
+            return ""
+        text = read_text(Path(path))
+        if not text:
+            self._log("warning", f"bootstrap override {path} is missing or empty; going without it")
+        return text
+
+    async def _post(self, path: str) -> None:
+        try:
+            port = self._settings.config.admin_port
+            status, text = await fetch(port, "POST", path, timeout_s=_ADMIN_S_MAX)
+            if status != 200:
+                self._log("warning", f"Envoy answered {status} to {path}: {text.strip()}")
+        except (OSError, TimeoutError) as error:
+            self._log("warning", f"Envoy does not take {path}: {error or 'timeout'}")
+
+    async def _count(self) -> int | None:
+        settings = self._settings
+        path = "/stats?filter=downstream_cx_active"
+        try:
+            _, text = await fetch(settings.config.admin_port, "GET", path, timeout_s=_ADMIN_S_MAX)
+        except (OSError, TimeoutError):
+            return None
+        own = (f"_{settings.health_port}", f"_{settings.prometheus_port}")
+        return count_connections(text, own)
+
+    # --- port 15020 -------------------------------------------------------------------------------
+
+    def _endpoints(self) -> AgentEndpoints:
+        config = self._settings.config
+        target, problem = find_scrape_target(self._settings.scrape, config.status_port)
+        if problem:
+            self._log("warning", problem)
+        return AgentEndpoints(
+            admin_port=config.admin_port,
+            scrape=target,
+            counters=self._counters,
+            now=time.time,
+            stop=self.stop,
+            drain=self.drain,
+            describe=self._describe,
+            warn=lambda text: self._log("warning", text),
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        validity = self._lifecycle.validity
+        return {
+            "node": self._settings.node_id,
+            "identity": self._settings.identity,
+            "discoveryAddress": self._settings.config.discovery_address,
+            "envoy": {
+                "phase": self._supervision.phase.value,
+                "epoch": self._supervision.epoch,
+                "pid": self._process.pid if self._process else None,
+            },
+            "certificate": {
+                "notBefore": validity.not_before if validity else None,
+                "notAfter": validity.not_after if validity else None,
+                "failedRequests": self._lifecycle.failures,
+            },
+        }
+
+
+def _chance() -> float:
+    return random.random()  # noqa: S311 -- spreads retries; nothing secret depends on it

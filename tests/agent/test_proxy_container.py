@@ -1,0 +1,403 @@
+"""The agent with a real Envoy, a real CA and a real ADS server."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from agent.control_plane import Authority, ControlPlane, read_serial
+from agent.world import Application, Container, eventually
+
+pytestmark = pytest.mark.envoy
+
+
+@pytest.fixture
+def control_plane() -> Iterator[ControlPlane]:
+    plane = ControlPlane()
+    plane.start()
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    app = Application()
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def container(tmp_path: Path, control_plane: ControlPlane) -> Iterator[Container]:
+    box = Container(tmp_path, control_plane)
+    yield box
+    box.close()
+
+
+def test_a_proxy_becomes_ready_and_identifies_itself(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """Certificates come first, then Envoy with its token, its node and private files."""
+    container.start_ready()
+    assert container.get(container.health, "/healthz/ready") == (200, "LIVE\n")
+    assert control_plane.tokens == ["Bearer token-1"]
+    assert control_plane.stream_tokens[-1] == "Bearer token-1"
+    node = control_plane.nodes[-1]
+    assert node.id == "sidecar~127.0.0.1~reviews-v1-abc.bookinfo~bookinfo.svc.cluster.local"
+    assert node.metadata["LABELS"]["app"] == "reviews"
+    assert node.metadata["WORKLOAD_NAME"] == "reviews-v1"
+    key = container.credentials / "current" / "key.pem"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    token = container.directory / "proxy" / "sds-xds-token.json"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert "token-1" not in container.text() and "PRIVATE KEY" not in container.text()
+
+
+def test_the_resident_agent_stays_small(container: Container) -> None:
+    """The agent of a ready proxy has less than 30 MB resident."""
+    container.start_ready()
+    assert container.process
+    agent = psutil.Process(container.process.pid)
+    container.get(container.status, "/stats/prometheus")
+    assert agent.memory_info().rss < 30 * 1024 * 1024
+    assert [child.name() for child in agent.children(recursive=True)] == ["envoy"]
+
+
+def test_a_crashed_envoy_comes_back_with_its_certificate(
+    container: Container, control_plane: ControlPlane, application: Application
+) -> None:
+    """SIGKILL of Envoy costs a restart, and no certificate request."""
+    container.serve(application)
+    container.start_ready()
+    serial = read_serial(container.credentials / "current" / "cert.pem")
+    first = container.debug()["envoy"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: container.debug()["envoy"]["epoch"] == 1, "second start")
+    container.await_ready()
+    assert container.get(container.inbound, "/")[1] == "hello"
+    assert read_serial(container.credentials / "current" / "cert.pem") == serial
+    assert control_plane.requests == 1
+
+
+def test_a_restarted_container_keeps_its_certificate(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """A new agent in the same pod uses the certificate it finds."""
+    container.start_ready()
+    envoy = container.debug()["envoy"]["pid"]
+    container.signal(signal.SIGKILL)
+    container.wait()
+    eventually(lambda: not psutil.pid_exists(envoy), "Envoy does not outlive its agent")
+    container.start_ready()
+    assert control_plane.requests == 1
+    assert "kept the certificate of an earlier run" in container.text()
+
+
+def test_sigterm_loses_no_request(container: Container, application: Application) -> None:
+    """A request in flight at SIGTERM is answered, then everything ends with code 0."""
+    container.environment |= {
+        "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
+        "MINIMUM_DRAIN_DURATION": "0s",
+    }
+    container.serve(application)
+    container.start_ready()
+    answers: list[tuple[int, str]] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(container.get(container.inbound, "/slow"))
+    )
+    caller.start()
+    assert application.entered.wait(30)
+    envoy = container.debug()["envoy"]["pid"]
+    container.signal()
+    eventually(lambda: container.get(container.health, "/healthz/ready")[0] == 503, "draining")
+    connection = http.client.HTTPConnection("127.0.0.1", container.inbound, timeout=30)
+    connection.request("GET", "/")
+    late = connection.getresponse()
+    assert (late.status, late.getheader("connection")) == (200, "close")
+    connection.close()
+    assert not answers and psutil.pid_exists(envoy)
+    application.release.set()
+    caller.join(30)
+    assert answers == [(200, "hello")]
+    assert container.wait() == 0
+    assert not psutil.pid_exists(envoy)
+
+
+def test_quit_and_drain_are_for_the_pod_itself(
+    container: Container, application: Application
+) -> None:
+    """``/drain`` fails readiness and keeps serving; ``/quitquitquit`` ends the proxy cleanly."""
+    container.serve(application)
+    container.start_ready()
+    assert container.get(container.status, "/drain")[0] == 405
+    assert container.get(container.status, "/drain", "POST") == (200, "OK\n")
+    eventually(lambda: container.get(container.health, "/healthz/ready")[0] == 503, "drained")
+    assert container.get(container.inbound, "/")[1] == "hello"
+    assert container.get(container.status, "/quitquitquit", "POST")[0] == 200
+    assert container.wait() == 0
+
+
+def test_certificates_are_renewed_in_time(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """A short-lived certificate is replaced at half its life, without an Envoy restart."""
+    control_plane.life_s = 2.0
+    container.start_ready()
+    first = read_serial(container.credentials / "current" / "cert.pem")
+    control_plane.life_s = 3600.0
+    eventually(
+        lambda: read_serial(container.credentials / "current" / "cert.pem") != first, "renewal"
+    )
+    assert container.debug()["envoy"]["epoch"] == 0
+    generations = [path.name for path in container.credentials.glob("generation-*")]
+    assert generations == ["generation-2"]
+
+
+def test_a_refused_renewal_keeps_the_old_certificate(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """While istiod refuses, the present certificate stays, the log says why, and asking goes on."""
+    control_plane.life_s = 8.0
+    container.start_ready()
+    first = read_serial(container.credentials / "current" / "cert.pem")
+    control_plane.refuse = grpc.StatusCode.UNAUTHENTICATED
+    eventually(
+        lambda: "renewal failed, the present certificate stays" in container.text(), "failure"
+    )
+    assert "does not accept the token" in container.text()
+    assert read_serial(container.credentials / "current" / "cert.pem") == first
+    control_plane.refuse, control_plane.life_s = None, 3600.0
+    eventually(
+        lambda: read_serial(container.credentials / "current" / "cert.pem") != first, "recovery"
+    )
+
+
+def test_an_absent_istiod_is_waited_for(tmp_path: Path) -> None:
+    """Without istiod the agent says what is wrong, keeps asking, and succeeds when it appears."""
+    plane = ControlPlane()
+    plane.start()
+    plane.stop()
+    container = Container(tmp_path, plane)
+    try:
+        container.start()
+        eventually(lambda: "no certificate yet" in container.text(), "complaint")
+        assert "Connection refused" in container.text()
+        assert container.get(container.status, "/healthz/ready")[0] == 503
+        plane.start()
+        container.await_ready()
+    finally:
+        container.close()
+        plane.stop()
+
+
+def test_traffic_flows_while_istiod_is_down(
+    container: Container, control_plane: ControlPlane, application: Application
+) -> None:
+    """A stopped istiod changes nothing for a running Envoy, which reconnects later."""
+    container.serve(application)
+    container.start_ready()
+    control_plane.stop()
+    eventually(
+        lambda: (
+            "control_plane.connected_state: 0"
+            in container.get(container.admin, "/stats?filter=connected_state")[1]
+        ),
+        "disconnect",
+    )
+    assert container.get(container.inbound, "/") == (200, "hello")
+    assert container.get(container.health, "/healthz/ready")[0] == 200
+    streams = len(control_plane.stream_tokens)
+    control_plane.start()
+    eventually(lambda: len(control_plane.stream_tokens) > streams, "reconnect")
+
+
+def test_a_rotated_token_reaches_the_next_stream(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """Envoy authenticates its next stream with the token that a kubelet put in place meanwhile."""
+    container.start_ready()
+    fresh = container.token.with_name("fresh")
+    fresh.write_text("token-2\n")
+    fresh.replace(container.token)
+    sds = container.directory / "proxy" / "sds-xds-token.json"
+    eventually(lambda: "token-2" in sds.read_text(), "SDS file")
+    control_plane.stop()
+    control_plane.start()
+    eventually(lambda: control_plane.stream_tokens[-1] == "Bearer token-2", "new token")
+
+
+def test_a_new_root_is_trusted_at_once(container: Container, control_plane: ControlPlane) -> None:
+    """A changed root ConfigMap adds the root to the bundle and asks for a new certificate."""
+    container.start_ready()
+    new = Authority().pem
+    container.root.write_text(new + control_plane.authority.pem)
+    bundle = container.credentials / "current" / "root.pem"
+    eventually(lambda: new in bundle.read_text(), "new root")
+    assert control_plane.authority.pem in bundle.read_text()
+    eventually(lambda: control_plane.requests == 2, "new certificate")
+
+
+def test_a_certificate_for_someone_else_is_refused(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """The agent does not use an identity that it did not ask for."""
+    control_plane.impostor = "spiffe://cluster.local/ns/bookinfo/sa/admin"
+    container.start()
+    eventually(
+        lambda: "istiod signed spiffe://cluster.local/ns/bookinfo/sa/admin" in container.text(),
+        "refusal",
+    )
+    assert not (container.credentials / "current").exists()
+
+
+def test_an_istiod_of_another_root_is_refused(container: Container) -> None:
+    """A server that the mesh's root does not verify gets neither token nor trust."""
+    container.root.write_text(Authority().pem)
+    container.start()
+    eventually(lambda: "no certificate yet" in container.text(), "refusal")
+    assert container.control_plane.tokens == []
+
+
+def test_metrics_of_envoy_application_and_agent_are_merged(
+    container: Container, application: Application
+) -> None:
+    """One scrape has Istio's names, ``unknown`` for absent labels, and the application's own lines."""
+    container.environment["ISTIO_PROMETHEUS_ANNOTATIONS"] = (
+        f'{{"scrape": "true", "path": "/metrics", "port": "{application.port}"}}'
+    )
+    container.serve(application)
+    container.start_ready()
+    assert container.get(container.inbound, "/")[0] == 200
+    line = (
+        'istio_requests_total{reporter="destination",source_workload="unknown",'
+        'grpc_response_status="",destination_workload="reviews-v1"} 1'
+    )
+    text = eventually(
+        lambda: (
+            (t := container.get(container.status, "/stats/prometheus")[1])
+            if line in t
+            else ""
+            if (t := container.get(container.status, "/stats/prometheus")[1])
+            else ""
+        ),
+        "metric",
+    )
+    lines = text.splitlines()
+    assert "app_requests_total 7" in lines
+    assert "istio_agent_scrape_failures_total" in text
+    assert "# TYPE istio_requests_total counter" in lines
+    raw = container.get(container.prometheus, "/stats/prometheus")[1]
+    assert "envoy_istio_requests_total" in raw
+    assert container.get(container.prometheus, "/quitquitquit")[0] == 404
+
+
+def test_a_dead_application_does_not_spoil_the_scrape(container: Container) -> None:
+    """Envoy's part is there, and the failure is counted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    container.environment["ISTIO_PROMETHEUS_ANNOTATIONS"] = (
+        f'{{"scrape": "true", "port": "{port}"}}'
+    )
+    container.start_ready()
+    status, text = container.get(container.status, "/metrics")
+    assert status == 200 and "envoy_server_live" in text
+    text = container.get(container.status, "/metrics")[1]
+    assert 'istio_agent_scrape_failures_total{type="application"}' in text
+
+
+def test_envoy_answers_the_applications_probes(
+    container: Container, application: Application
+) -> None:
+    """HTTP probes reach the application with their path and headers; TCP probes follow its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = listener.getsockname()[1]
+    http_get = {
+        "path": "/health?full=1",
+        "port": application.port,
+        "httpHeaders": [
+            {"name": "Host", "value": "reviews.local"},
+            {"name": "X-Probe", "value": "1"},
+        ],
+    }
+    probes = {
+        "/app-health/reviews/livez": {"httpGet": http_get},
+        "/app-health/reviews/readyz": {"httpGet": {"path": "/broken", "port": application.port}},
+        "/app-health/reviews/startupz": {"httpGet": {"path": "/moved", "port": application.port}},
+        "/app-health/other/livez": {"tcpSocket": {"port": application.port}, "periodSeconds": 1},
+        "/app-health/other/readyz": {"tcpSocket": {"port": closed}, "periodSeconds": 1},
+    }
+    container.environment["ISTIO_KUBE_APP_PROBERS"] = __import__("json").dumps(probes)
+    container.start_ready()
+
+    def probe(path: str) -> int:
+        return container.get(container.health, path)[0]
+
+    assert probe("/app-health/reviews/livez") == 200
+    path, headers = application.seen[-1]
+    assert (path, headers["host"], headers["x-probe"]) == ("/health?full=1", "reviews.local", "1")
+    assert probe("/app-health/reviews/readyz") == 500
+    assert probe("/app-health/reviews/startupz") == 302
+    eventually(lambda: probe("/app-health/other/livez") == 200, "open port")
+    assert probe("/app-health/other/readyz") == 503
+    with socket.create_server(("127.0.0.1", closed)):
+        eventually(lambda: probe("/app-health/other/readyz") == 200, "port opened")
+    eventually(lambda: probe("/app-health/other/readyz") == 503, "port closed")
+
+
+def test_a_taken_port_is_named(container: Container) -> None:
+    """The agent ends with a message that names the port's trouble, not with a traceback."""
+    with socket.create_server(("", container.status)):
+        container.start()
+        assert container.wait() == 1
+    assert "Address already in use" in container.text()
+    assert "Traceback" not in container.text()
+
+
+def test_a_missing_envoy_is_named(container: Container, tmp_path: Path) -> None:
+    """Without an Envoy binary the message says where one is looked for."""
+    (tmp_path / "envoy-not-here").touch()
+    code = "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]"
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"{code}; sys.path.insert(0, {str(Path('src').resolve())!r});"
+            "from meltemi.adapters.envoy_process import *\n"
+            "try: find_envoy()\nexcept EnvoyMissingError as e: print(e)",
+        ],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "envoy-server" in run.stdout, run.stderr
+
+
+def test_wait_and_request_speak_to_the_proxy(container: Container) -> None:
+    """The subcommands that hooks use: ``wait`` until ready, ``request`` an admin page."""
+    container.start()
+    agent = [sys.executable, "-m", "meltemi.programs.node_agent"]
+    url = f"http://localhost:{container.health}/healthz/ready"
+    waited = subprocess.run(
+        [*agent, "wait", "--url", url, "--periodMillis", "20"], capture_output=True, timeout=60
+    )
+    assert waited.returncode == 0, waited.stderr
+    failed = subprocess.run(
+        [*agent, "wait", "--url", "http://localhost:1/", "--timeoutSeconds", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert failed.returncode == 1 and "not ready" in failed.stderr
