@@ -191,7 +191,7 @@ class Catalogue:
         name, _, _ = derive_full_reference(reference).rpartition(":")
         text = (
             f'image "{reference}" is not in the image catalogue: here an image stands for a '
-            f"command of this machine. Add to {self.own}: images: [{{image: \"{name}:*\", "
+            f'command of this machine. Add to {self.own}: images: [{{image: "{name}:*", '
             'command: ["/path/to/program"]}]. It takes effect at once.'
         )
         if self.findings:

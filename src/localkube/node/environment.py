@@ -184,9 +184,7 @@ def build_service_variables(
     return values
 
 
-def _service_links(
-    name: str, address: str, ports: list[Mapping[str, Any]]
-) -> dict[str, str]:
+def _service_links(name: str, address: str, ports: list[Mapping[str, Any]]) -> dict[str, str]:
     prefix = name.upper().replace("-", "_").replace(".", "_")
     first = ports[0]
     values = {

@@ -135,7 +135,9 @@ class PodVolumes:
             try:
                 paths[name] = await self._prepare_one(pod, volume)
             except (MissingReference, VolumeError) as error:
-                raise VolumeError(f'MountVolume.SetUp failed for volume "{name}": {error}') from None
+                raise VolumeError(
+                    f'MountVolume.SetUp failed for volume "{name}": {error}'
+                ) from None
             except OSError as error:
                 raise VolumeError(f'volume "{name}": {error}') from error
         return paths
@@ -204,12 +206,12 @@ class PodVolumes:
         mode = projected.get("defaultMode")
         payload: Payload = {}
         for source in projected.get("sources") or []:
-            payload.update(
-                await self._source(pod, source, _DEFAULT_MODE if mode is None else mode)
-            )
+            payload.update(await self._source(pod, source, _DEFAULT_MODE if mode is None else mode))
         return payload
 
-    async def _source(self, pod: Mapping[str, Any], source: Mapping[str, Any], mode: int) -> Payload:
+    async def _source(
+        self, pod: Mapping[str, Any], source: Mapping[str, Any], mode: int
+    ) -> Payload:
         if source.get("downwardAPI") is not None:
             return self._downward(pod, source["downwardAPI"], mode)
         if source.get("serviceAccountToken") is not None:

@@ -154,9 +154,7 @@ def lookup(
 
 def dnat(address: int, port: int) -> bytes:
     """Rewrite the destination to the address and port held in two registers."""
-    return _expression(
-        "nat", _u32(1, 1), _u32(2, IPV4), _u32(3, address), _u32(5, port)
-    )
+    return _expression("nat", _u32(1, 1), _u32(2, IPV4), _u32(3, address), _u32(5, port))
 
 
 def masquerade() -> bytes:
@@ -231,7 +229,11 @@ class Batch:
         )
 
     def add_set(
-        self, name: str, key_length: int, data: tuple[int, int] | None = None, anonymous: bool = False
+        self,
+        name: str,
+        key_length: int,
+        data: tuple[int, int] | None = None,
+        anonymous: bool = False,
     ) -> int:
         """Make a set, or with ``data`` = (type, length) a map; return its number in this batch."""
         self._set_id += 1

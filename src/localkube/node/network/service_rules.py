@@ -148,9 +148,7 @@ def build_table(service_cidr: str, dns_ip: str) -> nf.Batch:
         nf.masquerade(),
     )
     batch.add_chain("refuse")
-    batch.add_rule(
-        "refuse", nf.meta(nf.META_L4PROTO), nf.equal(b"\x06"), nf.reject_reset()
-    )
+    batch.add_rule("refuse", nf.meta(nf.META_L4PROTO), nf.equal(b"\x06"), nf.reject_reset())
     batch.add_rule("refuse", nf.reject_unreachable())
     for name, hook in (("filter-forward", nf.HOOK_FORWARD), ("filter-output", nf.HOOK_OUTPUT)):
         batch.add_base_chain(name, "filter", hook, 0)

@@ -151,7 +151,11 @@ class Runtime:
         return await self._run(sandbox, spec, {"rootfs": rootfs}, stdio)
 
     async def join(
-        self, sandbox: Sandbox, spec: ProcessSpec, member: Process, cwd: str,
+        self,
+        sandbox: Sandbox,
+        spec: ProcessSpec,
+        member: Process,
+        cwd: str,
         stdio: tuple[int, int, int] | None,
     ) -> Process:
         """Start one more process in the container whose first process is ``member``."""

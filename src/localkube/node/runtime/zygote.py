@@ -110,9 +110,7 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            send_message(
-                self._control, {"exit": pid, "code": os.waitstatus_to_exitcode(status)}
-            )
+            send_message(self._control, {"exit": pid, "code": os.waitstatus_to_exitcode(status)})
 
     def _fork_in(self, pidns: int | None) -> int:
         """Fork into PID namespace ``pidns``, or into a new one (None); return as fork does."""

@@ -1,0 +1,336 @@
+"""LoadBalancer Services: their addresses answer on the host and lead to the Service.
+
+In: Services of type LoadBalancer with an address in status. Out: listeners on the host, and for
+ports that cannot be opened: status, an annotation, an Event and a high port that works.
+Promises: each connection is relayed to ClusterIP:port, so it reaches whatever endpoint is ready at
+that moment; both directions end on their own (half-close) and a slow reader slows its sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from localkube.client import ApiClient, ApiConnectionError, ApiStatusError
+from localkube.client.resources import SERVICES
+from localkube.kit.hostsockets import HostSockets
+from localkube.kit.tasks import Tasks
+from localkube.node.events import EventRecorder
+
+ANNOTATION: Final = "localkube/forwarded-ports"
+_HIGH_PORTS: Final = 8000  # 80 -> 8080, 443 -> 8443
+_SEARCHED: Final = 200
+_CONNECT_S: Final = 5.0
+_RETRY_S: Final = 30.0
+_CHUNK: Final = 1 << 16
+
+_WHY: Final[Mapping[int, tuple[str, str]]] = {
+    errno.EACCES: (
+        "PermissionDenied",
+        "this user may not open port {port}; port {high} works instead. To allow it: "
+        "sudo sysctl net.ipv4.ip_unprivileged_port_start={port}",
+    ),
+    errno.EADDRINUSE: (
+        "AddressInUse",
+        "another program on this machine already listens on {address}:{port}; "
+        "port {high} works instead",
+    ),
+}
+
+
+@dataclass(slots=True)
+class Listener:
+    """One open port: what was wanted and what was got."""
+
+    address: str
+    wanted: int
+    opened: int
+    server: asyncio.Server
+    target: tuple[str, int]
+    error: str = ""
+    message: str = ""
+
+
+def high_port(port: int) -> int:
+    """Return the port to try first for one that may not be opened."""
+    return port + _HIGH_PORTS if port + _HIGH_PORTS < 65536 else port
+
+
+class Forwarder:
+    """Keeps the host's listeners in step with the Services."""
+
+    def __init__(
+        self, client: ApiClient, sockets: HostSockets | None, events: EventRecorder
+    ) -> None:
+        self._client = client
+        self._sockets = sockets
+        self._events = events
+        self._listeners: dict[tuple[str, int], Listener] = {}
+        self._connections = Tasks("load balancer connections")
+        self._lock = asyncio.Lock()
+        self._reported: dict[str, Any] = {}
+        self._log = structlog.get_logger("localkube.node.forwarder")
+
+    async def sync(self, services: list[Mapping[str, Any]]) -> None:
+        """Open and close listeners so that they are those of ``services``."""
+        async with self._lock:
+            wanted = {
+                (address, port): (cluster_ip, service)
+                for service in services
+                for address, port, cluster_ip in _forwarded(service)
+            }
+            for key in [key for key in self._listeners if key not in wanted]:
+                self._close(self._listeners.pop(key))
+            for (address, port), (cluster_ip, _) in wanted.items():
+                known = self._listeners.get((address, port))
+                if known is None:
+                    await self._open(address, port, (cluster_ip, port))
+                else:
+                    known.target = (cluster_ip, port)
+            alive = set()
+            for service in services:
+                alive.add(service["metadata"].get("uid"))
+                await self._report(service)
+            self._reported = {uid: v for uid, v in self._reported.items() if uid in alive}
+
+    async def close(self) -> None:
+        """Close all listeners and connections."""
+        for listener in self._listeners.values():
+            self._close(listener)
+        self._listeners.clear()
+        await self._connections.close()
+
+    # -- listeners ---------------------------------------------------------------------------
+
+    async def _open(self, address: str, port: int, target: tuple[str, int]) -> None:
+        error = message = ""
+        opened = port
+        sock: socket.socket | None = None
+        try:
+            sock = await self._listen(address, port)
+        except OSError as problem:
+            number = problem.errno or 0
+            opened, sock = await self._listen_high(address, port)
+            error, text = _WHY.get(number, (errno.errorcode.get(number, "Error"), str(problem)))
+            message = text.format(address=address, port=port, high=opened or "none")
+        if sock is None:
+            self._log.warning("port not opened", address=address, port=port, error=message)
+            return
+        # Each connection reads the target anew, so a changed ClusterIP needs no new listener.
+        key = (address, port)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Downstream(self, key), sock=sock
+        )
+        self._listeners[key] = Listener(address, port, opened, server, target, error, message)
+
+    async def _listen_high(self, address: str, port: int) -> tuple[int, socket.socket | None]:
+        first = high_port(port)
+        for candidate in range(first, min(first + _SEARCHED, 65536)):
+            try:
+                return candidate, await self._listen(address, candidate)
+            except OSError:
+                continue
+        return 0, None
+
+    async def _listen(self, address: str, port: int) -> socket.socket:
+        if self._sockets is not None:
+            return await asyncio.to_thread(self._sockets.listen, address, port)
+        sock = socket.socket()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, port))
+            sock.listen(512)
+            sock.setblocking(False)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _close(self, listener: Listener) -> None:
+        listener.server.close()
+        if self._sockets is not None:
+            try:
+                self._sockets.close(listener.address, listener.opened)
+            except OSError as error:
+                self._log.warning("host listener not closed", error=str(error))
+
+    # -- relaying ----------------------------------------------------------------------------
+
+    def target_of(self, key: tuple[str, int]) -> tuple[str, int] | None:
+        """Return where connections to the listener ``key`` go now."""
+        listener = self._listeners.get(key)
+        return listener.target if listener else None
+
+    def connect_later(self, downstream: _Downstream, target: tuple[str, int]) -> None:
+        """Connect to the Service in the background and join the two connections."""
+
+        async def work() -> None:
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    await loop.create_connection(lambda: _Upstream(downstream), *target)
+            except (OSError, TimeoutError):
+                downstream.abort()  # nobody answers behind the Service: as a refused connection
+
+        self._connections.spawn("connect", work)
+
+    # -- telling -----------------------------------------------------------------------------
+
+    async def _report(self, service: Mapping[str, Any]) -> None:
+        """Write which ports are open into the Service, once per change."""
+        meta = service["metadata"]
+        rows = [
+            (listener, protocol)
+            for address, port, _ in _forwarded(service)
+            for protocol in ("TCP",)
+            if (listener := self._listeners.get((address, port))) is not None
+        ]
+        moved = [(row, p) for row, p in rows if row.error]
+        text = ",".join(f"{row.wanted}={row.opened}" for row, _ in moved)
+        annotation = (meta.get("annotations") or {}).get(ANNOTATION, "")
+        ports = []
+        for row, protocol in rows:
+            entry = {"port": row.wanted, "protocol": protocol}
+            ports.append(entry | ({"error": row.error} if row.error else {}))
+        report = (text, ports)
+        if self._reported.get(meta.get("uid")) == report and annotation == text:
+            return
+        try:
+            await self._write(service, text, annotation, ports if moved else None)
+        except (ApiStatusError, ApiConnectionError) as error:
+            self._log.info("service status not written", service=meta["name"], error=str(error))
+            return
+        if self._reported.get(meta.get("uid")) != report:
+            for row, _ in moved:
+                self._events.record(
+                    {**service, "kind": "Service"}, "Warning", f"Port{row.error}", row.message
+                )
+        self._reported[meta.get("uid")] = report
+
+    async def _write(
+        self,
+        service: Mapping[str, Any],
+        text: str,
+        annotation: str,
+        ports: list[dict[str, Any]] | None,
+    ) -> None:
+        meta = service["metadata"]
+        name, namespace = meta["name"], meta["namespace"]
+        if text != annotation:
+            patch = {"metadata": {"annotations": {ANNOTATION: text or None}}}
+            await self._client.patch(SERVICES, name, patch, namespace)
+        ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+        wanted = [{**{k: v for k, v in i.items() if k != "ports"}} for i in ingress]
+        if ports:
+            wanted = [{**item, "ports": ports} for item in wanted]
+        if wanted != ingress:
+            status = {"status": {"loadBalancer": {"ingress": wanted}}}
+            await self._client.patch(SERVICES, name, status, namespace, subresource="status")
+
+
+def _forwarded(service: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Return (host address, port, cluster IP) of each TCP port of a LoadBalancer Service."""
+    spec = service.get("spec") or {}
+    cluster_ip = spec.get("clusterIP")
+    if spec.get("type") != "LoadBalancer" or not cluster_ip or cluster_ip == "None":
+        return []
+    if service["metadata"].get("deletionTimestamp"):
+        return []
+    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    return [
+        (item["ip"], int(port["port"]), cluster_ip)
+        for item in ingress
+        if str(item.get("ip") or "").startswith("127.")
+        for port in spec.get("ports") or []
+        if (port.get("protocol") or "TCP") == "TCP"
+    ]
+
+
+class _Relay(asyncio.Protocol):
+    """One half of a relayed connection."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.other: _Relay | None = None
+        self.ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        other = self.other
+        if other is None or other.transport is None or other.transport.is_closing():
+            return False
+        if other.transport.can_write_eof():
+            other.transport.write_eof()
+        return not other.ended  # keep our sending half open while the other side still talks
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        other, self.other = self.other, None
+        if other is not None and other.transport is not None:
+            if exc is not None:
+                other.transport.abort()
+            else:
+                other.transport.close()
+
+    def pause_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        other = self.other
+        if other is not None and other.transport is not None and not other.transport.is_closing():
+            other.transport.resume_reading()
+
+
+class _Downstream(_Relay):
+    """The client's side, on the host."""
+
+    def __init__(self, forwarder: Forwarder, key: tuple[str, int]) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+        self._key = key
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.pause_reading()  # until there is somebody to read for
+        target = self._forwarder.target_of(self._key)
+        if target is None:
+            self.transport.abort()
+        else:
+            self._forwarder.connect_later(self, target)
+
+    def abort(self) -> None:
+        """Reset the client's connection."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class _Upstream(_Relay):
+    """The Service's side, in the node's network."""
+
+    def __init__(self, downstream: _Downstream) -> None:
+        super().__init__()
+        self.other = downstream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        downstream = self.other
+        if downstream is None or downstream.transport is None or downstream.transport.is_closing():
+            transport.close()
+            return
+        downstream.other = self
+        downstream.transport.resume_reading()

@@ -1,0 +1,226 @@
+"""The node agent: follows the API and keeps pods, Services, DNS and load balancers as it says.
+
+In: a client, settings, the fork server. Out: running pods. Promises: one bad pod never stops the
+others; changes of Services that come together are applied together; on stop every process, link
+and rule of it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from localkube.client import ApiClient, Informer
+from localkube.client.resources import ENDPOINT_SLICES, PODS, SERVICES
+from localkube.kit.hostsockets import HostSockets
+from localkube.kit.tasks import Tasks
+from localkube.node.catalogue import Catalogue
+from localkube.node.dns_server import DnsServer, host_socket_maker, read_resolv_conf
+from localkube.node.events import EventRecorder
+from localkube.node.forwarder import Forwarder
+from localkube.node.hostview import HostView
+from localkube.node.network.addresses import AddressPool
+from localkube.node.network.dns_zone import build_zone
+from localkube.node.network.links import PodNetwork
+from localkube.node.network.service_rules import derive_service_ports
+from localkube.node.objects import ReferencedObjects
+from localkube.node.podfiles import DnsSettings
+from localkube.node.podworker import NodeServices, PodWorker
+from localkube.node.registration import NodeIdentity, Registration, read_resources
+from localkube.node.runtime import syscalls as sc
+from localkube.node.runtime.processes import Runtime
+
+_COALESCE_S: Final = 0.01
+_TOKENS_EVERY_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Numbers and paths of one node. The defaults are localkube's own."""
+
+    name: str
+    state_dir: Path
+    catalogue_files: tuple[Path, ...] = ()
+    ip: str = "172.30.0.1"
+    port: int = 10250
+    pod_cidr: str = "10.244.0.0/24"
+    service_cidr: str = "10.96.0.0/16"
+    dns_ip: str = "10.96.0.10"
+    domain: str = "cluster.local"
+    version: str = "0.1.0"
+
+
+class NodeAgent:
+    """See the module's docstring. ``start``, then ``stop``; ``failed`` yields a fatal reason."""
+
+    def __init__(
+        self, client: ApiClient, settings: NodeSettings, sockets: HostSockets | None
+    ) -> None:
+        self.client = client
+        self.settings = settings
+        self.workers: dict[str, PodWorker] = {}
+        self.runtime = Runtime()
+        self.resources = read_resources(settings.state_dir)
+        self._sockets = sockets
+        self._tasks = Tasks("node agent")
+        self._log = structlog.get_logger("localkube.node")
+        self._events = EventRecorder(client, "localkube-node", settings.name)
+        self._network = PodNetwork(settings.ip, settings.service_cidr, settings.dns_ip)
+        self._objects = ReferencedObjects(client)
+        self._forwarder = Forwarder(client, sockets, self._events)
+        identity = NodeIdentity(settings.name, settings.ip, settings.port, settings.version)
+        self._registration = Registration(client, identity, self.resources, settings.pod_cidr)
+        self._pods = Informer(client, PODS, field_selector=f"spec.nodeName={settings.name}")
+        self._services = Informer(client, SERVICES)
+        self._slices = Informer(client, ENDPOINT_SLICES)
+        resolvers, self._host_search = read_resolv_conf()
+        empty = build_zone([], [], settings.domain)
+        self._dns = DnsServer(empty, resolvers, host_socket_maker(sockets))
+        self._directories = _Directories(settings.state_dir)
+        self._services_changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bring the node up and register it; pods start as they are seen."""
+        self._directories.prepare()
+        await self.runtime.start()
+        await self._network.start()
+        await self._dns.start(self.settings.dns_ip)
+        self._tasks.spawn("events", self._events.serve, restart=True)
+        node = await self._registration.register()
+        self._node_services = self._build_services(node)
+        self._tasks.spawn("heartbeat", self._registration.serve, restart=True)
+        self._tasks.spawn("services", self._follow_services, restart=True)
+        self._tasks.spawn("tokens", self._refresh_tokens, restart=True)
+        for informer in (self._services, self._slices):
+            informer.on_change(lambda _old, _new: self._services_changed.set())
+            informer.start()
+        # Service variables of the first pods need the Services.
+        await self._services.wait_synced()
+        self._pods.on_change(self._on_pod)
+        self._pods.start()
+
+    async def stop(self) -> None:
+        """End every pod at once and undo the node's network."""
+        for informer in (self._pods, self._services, self._slices):
+            await informer.close()
+        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+        await self._tasks.close()
+        await self._objects.close()
+        await self._forwarder.close()
+        await self._dns.close()
+        await self.runtime.stop()
+        await self._network.stop()
+        self._directories.remove()
+
+    def find(self, namespace: str, name: str) -> PodWorker | None:
+        """Return the worker of a pod."""
+        return next(
+            (w for w in self.workers.values() if w.namespace == namespace and w.name == name), None
+        )
+
+    def _build_services(self, node: dict[str, Any]) -> NodeServices:
+        settings = self.settings
+        catalogue = Catalogue(settings.catalogue_files)
+        for finding in catalogue.findings:
+            self._log.warning("catalogue", finding=finding)
+        directories = self._directories
+        view = HostView(directories.staging, settings.state_dir, catalogue.directories)
+        return NodeServices(
+            client=self.client,
+            runtime=self.runtime,
+            network=self._network,
+            addresses=AddressPool(node["spec"].get("podCIDR") or settings.pod_cidr),
+            catalogue=catalogue,
+            view=view,
+            objects=self._objects,
+            events=self._events,
+            dns=DnsSettings(settings.dns_ip, settings.domain, self._host_search),
+            resources=self.resources,
+            node_ip=settings.ip,
+            memory_dir=directories.memory,
+            disk_dir=directories.disk,
+            log_dir=directories.logs,
+            services=self._services.items,
+        )
+
+    def _on_pod(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+        if new is None:
+            worker = self.workers.get(old["metadata"]["uid"]) if old else None
+            if worker is not None:
+                worker.vanish()
+            return
+        uid = new["metadata"]["uid"]
+        worker = self.workers.get(uid)
+        if worker is not None:
+            worker.update(new)
+            return
+        worker = PodWorker(self._node_services, new)
+        self.workers[uid] = worker
+        worker.start()
+        self._tasks.spawn(f"end of {new['metadata']['name']}", self._forget_later(uid, worker))
+
+    def _forget_later(self, uid: str, worker: PodWorker) -> Callable[[], Any]:
+        async def wait() -> None:
+            await worker.finished.wait()
+            await worker.close()
+            if self.workers.get(uid) is worker:
+                del self.workers[uid]
+
+        return wait
+
+    async def _follow_services(self) -> None:
+        while True:
+            await self._services_changed.wait()
+            await asyncio.sleep(_COALESCE_S)
+            self._services_changed.clear()
+            services, slices = list(self._services.items()), list(self._slices.items())
+            self._dns.zone = build_zone(services, slices, self.settings.domain)
+            ports = derive_service_ports(services, slices, self.settings.ip)
+            dns = {name: p for name, p in ports.items() if self._is_dns(p.addresses)}
+            for name in dns:
+                del ports[name]  # answered here, not translated
+            await self._network.apply_services(ports)
+            await self._forwarder.sync(services)
+
+    def _is_dns(self, addresses: tuple[tuple[str, int], ...]) -> bool:
+        return any(ip == self.settings.dns_ip for ip, _ in addresses)
+
+    async def _refresh_tokens(self) -> None:
+        while True:
+            await asyncio.sleep(_TOKENS_EVERY_S)
+            for worker in list(self.workers.values()):
+                await worker.refresh_tokens()
+
+
+class _Directories:
+    """Where the node keeps what belongs to pods; nothing in it outlives the agent but logs."""
+
+    def __init__(self, state_dir: Path) -> None:
+        root = state_dir / "pods"
+        self.root = root
+        self.staging = root / "root"
+        self.memory = root / "memory"
+        self.disk = root / "volumes"
+        self.logs = state_dir / "log" / "pods"
+
+    def prepare(self) -> None:
+        """Make the directories, empty; what a former agent left is removed."""
+        self.remove()
+        for path in (self.staging, self.memory, self.disk, self.logs):
+            path.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        sc.mount("tmpfs", str(self.memory), "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=700")
+
+    def remove(self) -> None:
+        """Unmount and delete."""
+        try:
+            sc.umount(str(self.memory))
+        except OSError:
+            pass  # it was not mounted
+        shutil.rmtree(self.root, ignore_errors=True)
