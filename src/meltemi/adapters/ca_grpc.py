@@ -1,0 +1,115 @@
+"""Serve the certificate authority over gRPC.
+
+In: signing requests. Out: certificate chains. The identity is the authenticated caller's, on every port; what a
+request says about it is not read. Signing runs in a few threads (the interpreter's lock is released there).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+from cryptography import x509
+
+from meltemi.adapters.authenticate import Authenticator, CannotReview
+from meltemi.adapters.metrics import Metrics
+from meltemi.ca import authority
+from meltemi.ca.identity import NotAuthenticated
+from meltemi.kit.clock import Clock
+from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
+
+log = structlog.get_logger("ca")
+THREADS = 2
+
+
+def new_serial() -> int:
+    """A random positive serial number of at most 20 octets (RFC 5280)."""
+    return x509.random_serial_number()
+
+
+class CertificateServer:
+    """``istio.v1.auth.IstioCertificateService``. The authority is read anew for each request: it can change."""
+
+    def __init__(
+        self,
+        current: Callable[[], authority.Authority | None],
+        authenticator: Authenticator,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        default_ttl_s: float = authority.WORKLOAD_TTL_S,
+        max_ttl_s: float = authority.WORKLOAD_TTL_MAX_S,
+    ) -> None:
+        self._current = current
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._clock = clock
+        self._default_ttl_s = default_ttl_s
+        self._max_ttl_s = max_ttl_s
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sign")
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What to add to a gRPC server."""
+        service, method = CREATE_CERTIFICATE.strip("/").split("/")
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._create,
+            request_deserializer=ca_pb2.IstioCertificateRequest.FromString,
+            response_serializer=ca_pb2.IstioCertificateResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(service, {method: handler})
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=False)
+
+    async def _create(self, request: Any, context: Any) -> Any:
+        self._metrics.csr_count.inc()
+        try:
+            who = await self._authenticator.identify(context)
+        except NotAuthenticated as error:
+            self._metrics.authn_failures.inc()
+            log.warning("caller not identified", peer=context.peer(), reason=str(error))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except CannotReview as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        held = self._current()
+        if held is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the certificate authority is not ready yet; try again"
+            )
+        assert held is not None, "abort raises"
+        try:
+            issued = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._issue, held, request, who.spiffe
+            )
+        except authority.RequestRefused as error:
+            self._metrics.csr_parsing_errors.inc()
+            self._metrics.sign_errors.labels("refused").inc()
+            log.warning("signing request refused", identity=who.spiffe, reason=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._metrics.certs_issued.inc()
+        log.info(
+            "certificate issued", identity=who.spiffe, serial=f"{issued.serial:x}", by=who.source
+        )
+        return ca_pb2.IstioCertificateResponse(cert_chain=issued.chain)
+
+    def _issue(self, held: authority.Authority, request: Any, identity: str) -> authority.Issued:
+        return authority.issue(
+            held,
+            request.csr,
+            identity,
+            self._clock.now(),
+            new_serial(),
+            float(request.validity_duration),
+            default_ttl_s=self._default_ttl_s,
+            max_ttl_s=self._max_ttl_s,
+        )
+
+
+def chain_pem(issued: authority.Issued) -> bytes:
+    """Leaf and intermediates, without the root, as servers show them."""
+    return "".join(issued.chain[:-1]).encode()
