@@ -337,7 +337,7 @@ def _validate_binding(obj: Object) -> Errors:
     ref = obj.get("roleRef") or {}
     if ref.get("apiGroup") != RBAC_GROUP:
         errors.append(fe.unsupported("roleRef.apiGroup", ref.get("apiGroup"), (RBAC_GROUP,)))
-    kinds = ("Role", "ClusterRole") if obj.get("kind") == "RoleBinding" else ("ClusterRole",)
+    kinds = ("ClusterRole",) if obj.get("kind") != "RoleBinding" else ("Role", "ClusterRole")
     if ref.get("kind") not in kinds:
         errors.append(fe.unsupported("roleRef.kind", ref.get("kind"), kinds))
     if not ref.get("name"):
@@ -346,9 +346,9 @@ def _validate_binding(obj: Object) -> Errors:
         path = f"subjects[{index}]"
         if not subject.get("name"):
             errors.append(fe.required(f"{path}.name"))
-        kinds = ("ServiceAccount", "User", "Group")
-        if subject.get("kind") not in kinds:
-            errors.append(fe.unsupported(f"{path}.kind", subject.get("kind"), kinds))
+        subjects = ("ServiceAccount", "User", "Group")
+        if subject.get("kind") not in subjects:
+            errors.append(fe.unsupported(f"{path}.kind", subject.get("kind"), subjects))
         if subject.get("kind") == "ServiceAccount" and not subject.get("namespace"):
             errors.append(fe.required(f"{path}.namespace"))
     return errors

@@ -140,15 +140,19 @@ _INTEGER_BITS = {"int32": 31, "int64": 63}
 
 
 class SchemaValidator:
-    """Validates one value; `strict` selects the dialect of custom kinds."""
+    """Validates one value; `custom` selects the dialect of custom kinds.
 
-    def __init__(self, schemas: SchemaIndex, *, custom: bool) -> None:
+    `types_only` leaves out what is required: for an object that has no defaults yet.
+    """
+
+    def __init__(self, schemas: SchemaIndex, *, custom: bool, types_only: bool = False) -> None:
         self._schemas = schemas
         self._custom = custom
+        self._types_only = types_only
         self._errors: list[FieldError] = []
 
     def validate(self, node: Schema, value: Any, path: str = "") -> list[FieldError]:
-        self._visit(node, value, path, enforce=True)
+        self._visit(node, value, path, enforce=not self._types_only)
         return self._errors[:ERRORS_MAX]
 
     def _add(self, error: FieldError) -> None:
