@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -206,6 +207,19 @@ class KubeApi:
                 raise _error(answer.status, await answer.read())
             async for line in answer.content:
                 yield line
+
+    def websocket(
+        self, path: str, protocol: str
+    ) -> AbstractAsyncContextManager[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket to ``path`` (with its query) that speaks ``protocol``."""
+        assert self._session is not None, "use KubeApi as an async context manager"
+        return self._session.ws_connect(
+            self.connection.server + path,
+            protocols=(protocol,),
+            headers=self._headers(""),
+            max_msg_size=0,
+            server_hostname=self.connection.server_name or None,
+        )
 
 
 def collection(api_version: str, plural: str, namespace: str = "", name: str = "") -> str:
