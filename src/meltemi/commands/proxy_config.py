@@ -69,7 +69,7 @@ def routes(dump: Dump) -> list[Mapping[str, Any]]:
 
 def cluster_rows(items: Iterable[Mapping[str, Any]]) -> Rows:
     """The table of clusters, as istioctl's."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for item in items:
         parsed = parse_cluster(item["name"])
         kind = item.get("type") or (item.get("cluster_type") or {}).get("name") or "STATIC"
@@ -115,7 +115,7 @@ def _match(chain: Mapping[str, Any]) -> str:
 
 def listener_rows(items: Iterable[Mapping[str, Any]]) -> Rows:
     """The table of listeners: one line a filter chain."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for item in items:
         address = (item.get("address") or {}).get("socket_address") or {}
         where = (address.get("address", ""), str(address.get("port_value", "")))
@@ -128,7 +128,7 @@ def listener_rows(items: Iterable[Mapping[str, Any]]) -> Rows:
 
 def route_rows(items: Iterable[Mapping[str, Any]]) -> Rows:
     """The table of virtual hosts."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for item in items:
         for host in item.get("virtual_hosts") or []:
             domains = host.get("domains") or []
@@ -144,7 +144,7 @@ def route_rows(items: Iterable[Mapping[str, Any]]) -> Rows:
 
 def endpoint_rows(statuses: Iterable[Mapping[str, Any]]) -> Rows:
     """The table of endpoints, with the health that Envoy sees."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for status in statuses:
         for host in status.get("host_statuses") or []:
             address = (host.get("address") or {}).get("socket_address") or {}
@@ -163,7 +163,7 @@ def endpoint_rows(statuses: Iterable[Mapping[str, Any]]) -> Rows:
 def secret_rows(dump: Dump) -> Rows:
     """The table of secrets: names and states, never contents."""
     found = section(dump, "SecretsConfigDump")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, state in (
         ("static_secrets", "STATIC"),
         ("dynamic_active_secrets", "ACTIVE"),
