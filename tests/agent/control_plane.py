@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.access_loggers.stats.v3 import stats_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2, json_format
 
 from meltemi.protos import ca_pb2
 
+# Imported for their descriptors: resources are written as JSON below.
+DESCRIPTORS = (cluster_pb2, listener_pb2, stats_pb2, router_pb2, http_connection_manager_pb2)
 CDS = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 LDS = "type.googleapis.com/envoy.config.listener.v3.Listener"
 ISTIOD = "istiod.istio-system.svc"
@@ -33,7 +43,8 @@ class Authority:
 
     def __init__(self) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "test root")])
+        unique = f"test root {x509.random_serial_number():x}"[:60]
+        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, unique)])
         self.certificate = (
             self._builder(name, name, 3600)
             .public_key(self.key.public_key())
@@ -47,7 +58,7 @@ class Authority:
 
     @staticmethod
     def _builder(subject: x509.Name, issuer: x509.Name, life_s: float) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

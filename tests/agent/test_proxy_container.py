@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -124,7 +125,7 @@ def test_sigterm_loses_no_request(container: Container, application: Application
     connection = http.client.HTTPConnection("127.0.0.1", container.inbound, timeout=30)
     connection.request("GET", "/")
     late = connection.getresponse()
-    assert (late.status, late.getheader("connection")) == (200, "close")
+    assert (late.read(), late.status, late.getheader("connection")) == (b"hello", 200, "close")
     connection.close()
     assert not answers and psutil.pid_exists(envoy)
     application.release.set()
@@ -283,16 +284,12 @@ def test_metrics_of_envoy_application_and_agent_are_merged(
         'istio_requests_total{reporter="destination",source_workload="unknown",'
         'grpc_response_status="",destination_workload="reviews-v1"} 1'
     )
-    text = eventually(
-        lambda: (
-            (t := container.get(container.status, "/stats/prometheus")[1])
-            if line in t
-            else ""
-            if (t := container.get(container.status, "/stats/prometheus")[1])
-            else ""
-        ),
-        "metric",
-    )
+
+    def scrape() -> str:
+        text = container.get(container.status, "/stats/prometheus")[1]
+        return text if line in text else ""
+
+    text = eventually(scrape, "request metric")
     lines = text.splitlines()
     assert "app_requests_total 7" in lines
     assert "istio_agent_scrape_failures_total" in text
@@ -337,7 +334,7 @@ def test_envoy_answers_the_applications_probes(
         "/app-health/other/livez": {"tcpSocket": {"port": application.port}, "periodSeconds": 1},
         "/app-health/other/readyz": {"tcpSocket": {"port": closed}, "periodSeconds": 1},
     }
-    container.environment["ISTIO_KUBE_APP_PROBERS"] = __import__("json").dumps(probes)
+    container.environment["ISTIO_KUBE_APP_PROBERS"] = json.dumps(probes)
     container.start_ready()
 
     def probe(path: str) -> int:

@@ -13,7 +13,12 @@ from typing import Any
 from meltemi.agent.settings import ProxySettings
 
 # Istio's default inclusion list, and our own scope "istio." of the request metrics.
-PREFIXES = ("istio.", "cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm")
+PREFIXES = (
+    *("istio.", "cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm"),
+    "control_plane.",
+)
+# The health check filter reads the membership of the clusters behind TCP and gRPC probes from statistics.
+PROBE_PREFIX = "cluster.app-probe-"
 SUFFIXES = (
     "rbac.allowed",
     "rbac.denied",
@@ -36,11 +41,12 @@ def build_stats_config(settings: ProxySettings) -> dict[str, Any]:
     prefixes = (*config.stats_prefixes, *_split(notes.get(_ANNOTATION + "Prefixes", "")))
     suffixes = (*config.stats_suffixes, *_split(notes.get(_ANNOTATION + "Suffixes", "")))
     regexps = (*config.stats_regexps, *_split(notes.get(_ANNOTATION + "Regexps", "")))
+    needed = (*PREFIXES, PROBE_PREFIX) if settings.app_probers else PREFIXES
     if "*" in prefixes:
         matcher: dict[str, Any] = {"reject_all": False}
     else:
         patterns: list[dict[str, Any]] = [
-            {"prefix": p} for p in dict.fromkeys((*PREFIXES, *prefixes))
+            {"prefix": p} for p in dict.fromkeys((*needed, *prefixes))
         ]
         patterns += [{"suffix": s} for s in dict.fromkeys((*SUFFIXES, *suffixes))]
         patterns += [{"safe_regex": {"regex": r}} for r in dict.fromkeys(regexps)]
