@@ -47,10 +47,10 @@ def _steps(path: str) -> list[str]:
 
 
 def _check(document: dict[str, Any]) -> None:
-    from meltemi.config.decode import decode
+    from meltemi.config.decode import load
     from meltemi.model.origin import Level
 
-    _, findings = decode(document)
+    _, findings = load(document)
     errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
     if errors:
         raise CommandError("\n".join(errors))

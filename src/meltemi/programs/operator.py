@@ -23,7 +23,7 @@ from meltemi.adapters import kube_connection
 from meltemi.adapters.installer import Installer
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.config.crds import mesh_crds
-from meltemi.config.decode import decode
+from meltemi.config.decode import load
 from meltemi.install.context import MANAGED, OWNER, OWNER_NAMESPACE
 from meltemi.install.plan import ComponentHealth, overall, status
 from meltemi.install.render import render
@@ -78,7 +78,7 @@ class Reconciler:
     async def _apply(
         self, resource: Mapping[str, Any], namespace: str, name: str, generation: int
     ) -> list[ComponentHealth]:
-        _, findings = decode(dict(resource))
+        _, findings = load(dict(resource))
         errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
         if errors:
             return [ComponentHealth("Base", "ERROR", "; ".join(errors))]
