@@ -69,12 +69,17 @@ class Resolution(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One service port. ``target_port`` is the default endpoint port (a number; named ports are resolved)."""
+    """One service port.
+
+    ``target_port`` is the endpoint's port where it is a number; ``target_name`` the container port's name where the
+    Service names one (then ``target_port`` is 0, and every endpoint has its own number).
+    """
 
     name: str
     number: int
     protocol: Protocol
     target_port: int = 0
+    target_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +176,5 @@ class Workload:
     cluster: str = ""
     ports: tuple[tuple[str, int], ...] = ()  # declared container ports: (name, number)
     ready: bool = False
+    weight: int = 0  # of a WorkloadEntry; 0 = 1
     annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY)

@@ -1,0 +1,1 @@
+"""Platforms -> services, endpoints, workloads. ``store`` is the front; see there."""
