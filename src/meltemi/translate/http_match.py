@@ -1,0 +1,108 @@
+"""HTTPMatchRequest -> RouteMatch, and whether a match applies to this proxy at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meltemi.ir.route import HeaderMatch, RouteMatch, StringMatch
+from meltemi.model.traffic import HTTPMatchRequest
+from meltemi.model.traffic import StringMatch as ApiMatch
+from meltemi.push.classes import ProxyClass
+from meltemi.translate.scope import MESH_GATEWAY, qualified
+
+MATCH_ALL = RouteMatch()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where routes are built for: the gateways (or ``mesh``) and the port that clients address."""
+
+    gateways: frozenset[str]
+    port: int
+
+    @property
+    def in_mesh(self) -> bool:
+        """True for sidecars."""
+        return MESH_GATEWAY in self.gateways
+
+
+def gateways_apply(names: tuple[str, ...], namespace: str, place: Place) -> bool:
+    """Whether any of the named gateways is meant. No names at all mean the object's own."""
+    return not names or any(qualified(name, namespace) in place.gateways for name in names)
+
+
+def source_applies(
+    match: HTTPMatchRequest, rule_namespace: str, own: tuple[str, ...], proxy: ProxyClass, place: Place
+) -> bool:
+    """The conditions that are decided here and not per request: gateways, port, source labels and namespace."""
+    named = match.gateways or own or (MESH_GATEWAY,)
+    if not gateways_apply(named, rule_namespace, place):
+        return False
+    if match.port and match.port != place.port:
+        return False
+    if not place.in_mesh:
+        # Source labels and namespaces are those of sidecars; a gateway's clients have none.
+        return True
+    if match.source_namespace and match.source_namespace != proxy.namespace:
+        return False
+    return proxy.matches(match.source_labels)
+
+
+def string_match(match: ApiMatch, *, ignore_case: bool = False) -> StringMatch:
+    """A StringMatch; an empty one means that a value is present."""
+    if match.exact is not None:
+        return StringMatch("exact", match.exact, ignore_case)
+    if match.prefix is not None:
+        # Envoy refuses an empty prefix; it means the same as presence.
+        return StringMatch("prefix", match.prefix, ignore_case) if match.prefix else _PRESENT
+    if match.regex is not None:
+        if match.regex in (".*", "*"):
+            return _PRESENT
+        pattern = f"(?i){match.regex}" if ignore_case else match.regex
+        return StringMatch("regex", pattern)
+    return _PRESENT
+
+
+_PRESENT = StringMatch("present")
+
+
+def _path(match: HTTPMatchRequest) -> StringMatch:
+    if match.uri is None:
+        return StringMatch("prefix", "/")
+    found = string_match(match.uri, ignore_case=match.ignore_uri_case)
+    return StringMatch("prefix", "/") if found.kind == "present" else found
+
+
+def _headers(match: HTTPMatchRequest) -> list[HeaderMatch]:
+    found = [HeaderMatch(name, string_match(value)) for name, value in sorted(match.headers.items())]
+    for name, value in sorted(match.without_headers.items()):
+        # A header that is missing does not match, so it satisfies withoutHeaders.
+        wanted = string_match(value)
+        found.append(
+            HeaderMatch(name, wanted, invert=True, missing_is_empty=wanted.kind != "present")
+        )
+    for name, condition in (
+        (":method", match.method),
+        (":authority", match.authority),
+        (":scheme", match.scheme),
+    ):
+        if condition is not None:
+            found.append(HeaderMatch(name, string_match(condition)))
+    return found
+
+
+def build_match(match: HTTPMatchRequest | None) -> RouteMatch:
+    """The conditions that Envoy checks per request. None matches everything."""
+    if match is None:
+        return MATCH_ALL
+    query = tuple((name, string_match(value)) for name, value in sorted(match.query_params.items()))
+    return RouteMatch(path=_path(match), headers=tuple(_headers(match)), query=query)
+
+
+def is_catch_all(match: RouteMatch) -> bool:
+    """Whether nothing can come after it."""
+    path = match.path
+    everything = (path.kind == "prefix" and path.value == "/") or (
+        path.kind == "regex" and path.value in ("/.*", ".*")
+    )
+    return everything and not match.headers and not match.query and not match.grpc

@@ -1,0 +1,243 @@
+"""A sidecar's inbound side: virtualInbound with chains per port of the workload, and what catches the rest."""
+
+from __future__ import annotations
+
+from meltemi.ir.cluster import Cluster
+from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, NetworkFilter
+from meltemi.ir.route import Forward, Route, RouteConfig, VirtualHost, WeightedCluster
+from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls
+from meltemi.ir.value import Origins
+from meltemi.model.names import (
+    BLACKHOLE_CLUSTER,
+    INBOUND_PASSTHROUGH_CLUSTER,
+    VIRTUAL_INBOUND,
+    inbound_cluster,
+)
+from meltemi.model.service import Protocol
+from meltemi.push.classes import ServiceTarget
+from meltemi.translate.build import Build
+from meltemi.translate.clusters import inbound_service_cluster
+from meltemi.translate.http_match import MATCH_ALL
+from meltemi.translate.mtls import Mode, PeerPolicy, peer_policy
+from meltemi.translate.network_filters import inbound_manager, server_tcp
+from meltemi.translate.outbound import PLAINTEXT_HTTP, WILDCARD
+from meltemi.translate.telemetry import file_logs
+
+# What our proxies offer as ALPN (see upstream_tls): HTTP inside, or anything of the mesh.
+MESH_HTTP = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
+MESH_ANY = ("istio-peer-exchange", "istio")
+# A client that speaks second must not wait for ever to be recognised.
+DETECTION_FALLBACK_S = 5.0
+_HTTP_ALPN = ("h2", "istio-http/1.1", "http/1.1", "istio")
+_TCP_ALPN = ("istio-peer-exchange", "istio")
+
+
+def _tls(build: Build, *, http: bool) -> DownstreamTls:
+    defaults = build.context.mesh.mesh_mtls
+    return DownstreamTls(
+        certificates=(WORKLOAD_CERTIFICATE,),
+        roots=WORKLOAD_ROOTS,
+        client_certificate="required",
+        alpn=_HTTP_ALPN if http else _TCP_ALPN,
+        min_version=defaults.min_protocol_version
+        if defaults is not None and defaults.min_protocol_version != "TLS_AUTO"
+        else "TLSV1_2",
+        max_version="TLSV1_3",
+        cipher_suites=defaults.cipher_suites if defaults is not None else (),
+        ecdh_curves=defaults.ecdh_curves if defaults is not None else (),
+    )
+
+
+class _Port:
+    """Chains of one port (0 is every other port), by what comes in."""
+
+    def __init__(self, build: Build, port: int, cluster: str, decorator: str, origins: Origins):
+        self.build = build
+        self.port = port
+        self.cluster = cluster
+        self.decorator = decorator
+        self.origins = origins
+        self.label = str(port) if port else "catchall"
+
+    def _routes(self) -> RouteConfig:
+        route = Route(
+            "default",
+            MATCH_ALL,
+            Forward((WeightedCluster(self.cluster),)),
+            decorator=self.decorator,
+            origins=self.origins,
+        )
+        host = VirtualHost(
+            f"inbound|http|{self.port}", ("*",), (route,), attempt_count=False, origins=self.origins
+        )
+        return RouteConfig(self.cluster, (host,), origins=self.origins)
+
+    def _filters(self, *, http: bool, mtls: bool) -> tuple[NetworkFilter, ...]:
+        prefix = f"inbound_{WILDCARD}_{self.label}"
+        if http:
+            return (
+                inbound_manager(self.build, prefix, self._routes(), mtls=mtls, origins=self.origins),
+            )
+        return server_tcp(self.build, prefix, self.cluster, mtls=mtls, origins=self.origins)
+
+    def mtls(self, *, http: bool, protocols: tuple[str, ...]) -> FilterChain:
+        """mTLS from another proxy."""
+        kind = "http" if http else "tcp"
+        return FilterChain(
+            name=f"{self.label}-mtls-{kind}",
+            match=ChainMatch(
+                destination_port=self.port,
+                transport_protocol="tls",
+                application_protocols=protocols,
+            ),
+            filters=self._filters(http=http, mtls=True),
+            tls=_tls(self.build, http=http),
+            origins=self.origins,
+        )
+
+    def plain(self, *, http: bool, transport: str, protocols: tuple[str, ...] = ()) -> FilterChain:
+        """Anything that is not mTLS of the mesh."""
+        kind = "http" if http else ("tls" if transport == "tls" else "tcp")
+        return FilterChain(
+            name=f"{self.label}-plain-{kind}",
+            match=ChainMatch(
+                destination_port=self.port,
+                transport_protocol=transport,
+                application_protocols=protocols,
+            ),
+            filters=self._filters(http=http, mtls=False),
+            origins=self.origins,
+        )
+
+
+def _http_chains(port: _Port, mode: Mode) -> list[FilterChain]:
+    if mode == "STRICT":
+        return [port.mtls(http=True, protocols=())]
+    if mode == "DISABLE":
+        return [port.plain(http=True, transport="")]
+    return [
+        port.mtls(http=True, protocols=(*MESH_HTTP, *MESH_ANY)),
+        port.plain(http=True, transport="raw_buffer"),
+    ]
+
+
+def _tcp_chains(port: _Port, mode: Mode) -> list[FilterChain]:
+    if mode == "STRICT":
+        return [port.mtls(http=False, protocols=())]
+    if mode == "DISABLE":
+        return [port.plain(http=False, transport="")]
+    return [
+        port.mtls(http=False, protocols=MESH_ANY),
+        port.plain(http=False, transport="tls"),
+        port.plain(http=False, transport="raw_buffer"),
+    ]
+
+
+def _sniffed_chains(port: _Port, mode: Mode) -> list[FilterChain]:
+    if mode == "STRICT":
+        return [
+            port.mtls(http=True, protocols=MESH_HTTP),
+            port.mtls(http=False, protocols=()),
+        ]
+    plain = [
+        port.plain(http=True, transport="raw_buffer", protocols=PLAINTEXT_HTTP),
+        port.plain(http=False, transport="raw_buffer"),
+        port.plain(http=False, transport="tls"),
+    ]
+    if mode == "DISABLE":
+        return plain
+    return [
+        port.mtls(http=True, protocols=MESH_HTTP),
+        port.mtls(http=False, protocols=MESH_ANY),
+        *plain,
+    ]
+
+
+def _port_chains(port: _Port, protocol: Protocol, mode: Mode) -> list[FilterChain]:
+    if protocol.is_http:
+        return _http_chains(port, mode)
+    if protocol.is_unknown:
+        return _sniffed_chains(port, mode)
+    return _tcp_chains(port, mode)
+
+
+def _service_origins(build: Build, target: ServiceTarget, policy: PeerPolicy) -> Origins:
+    service = build.scope.by_host.get(target.hostname)
+    return (*((service.origin,) if service is not None else ()), *policy.origins)
+
+
+def _catch_all(build: Build, policy: PeerPolicy) -> list[FilterChain]:
+    """Ports that no service names, and those of them that have a mode of their own."""
+    passthrough = INBOUND_PASSTHROUGH_CLUSTER
+    mesh = build.context.mesh
+    found = [
+        FilterChain(
+            name="virtualInbound-blackhole",
+            match=ChainMatch(destination_port=mesh.proxy_inbound_listen_port),
+            filters=server_tcp(build, "InboundBlackHole", BLACKHOLE_CLUSTER, mtls=False),
+        )
+    ]
+    served = {target.target_port for target in build.proxy.targets}
+    for number, mode in policy.ports:
+        if number not in served:
+            port = _Port(build, number, passthrough, f":{number}/*", policy.origins)
+            found += _sniffed_chains(port, mode)
+    rest = _Port(build, 0, passthrough, "", policy.origins)
+    return found + _sniffed_chains(rest, policy.default)
+
+
+def _inspection(build: Build, policy: PeerPolicy, targets: list[ServiceTarget]) -> Inspection:
+    """Ports whose protocol is declared need no guess, and must not wait for one (server-first protocols)."""
+    declared = sorted(t.target_port for t in targets if not t.protocol.is_unknown)
+    plain = sorted(
+        t.target_port
+        for t in targets
+        if policy.at(t.target_port) == "DISABLE" and not t.protocol.is_unknown
+    )
+    return Inspection(
+        original_dst=True,
+        tls=True,
+        tls_skip_ports=tuple(dict.fromkeys(plain)),
+        http=True,
+        http_skip_ports=tuple(dict.fromkeys(declared)),
+        timeout_s=build.context.mesh.protocol_detection_timeout or DETECTION_FALLBACK_S,
+    )
+
+
+def virtual_inbound(build: Build) -> tuple[Listener, list[Cluster]]:
+    """The inbound listener and the clusters it names. Of two services on one port the older's protocol holds."""
+    policy = peer_policy(build.context, build.proxy)
+    targets: dict[int, ServiceTarget] = {}
+    for target in build.proxy.targets:
+        known = targets.setdefault(target.target_port, target)
+        if known.protocol is not target.protocol:
+            service = build.scope.by_host.get(target.hostname)
+            if service is not None:
+                build.report(
+                    "MLT0102",
+                    f"{target.hostname} and {known.hostname} give port {target.target_port} different "
+                    f"protocols ({target.protocol.value}, {known.protocol.value}); the older holds",
+                    service.origin,
+                    "name the ports of both Services for the same protocol",
+                )
+    chains = _catch_all(build, policy)
+    clusters = []
+    for number, target in sorted(targets.items()):
+        decorator = f"{target.hostname}:{target.port}/*"
+        origins = _service_origins(build, target, policy)
+        port = _Port(build, number, inbound_cluster(number), decorator, origins)
+        chains += _port_chains(port, target.protocol, policy.at(number))
+        clusters.append(inbound_service_cluster(build, target))
+    mesh = build.context.mesh
+    listener = Listener(
+        name=VIRTUAL_INBOUND,
+        address=WILDCARD,
+        port=mesh.proxy_inbound_listen_port,
+        chains=tuple(chains),
+        direction="INBOUND",
+        bind_to_port=True,
+        inspection=_inspection(build, policy, list(targets.values())),
+        access_logs=() if mesh.disable_envoy_listener_log else file_logs(mesh, "no_route"),
+        origins=policy.origins,
+    )
+    return listener, clusters

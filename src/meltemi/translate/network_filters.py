@@ -1,0 +1,125 @@
+"""HTTP connection managers and TCP proxies of sidecars and gateways, with their HTTP filters in order.
+
+Order: peer metadata, (authentication and authorization), ALPN, fault, CORS, gRPC statistics, router.
+"""
+
+from __future__ import annotations
+
+from meltemi.ir import http_filter as filters
+from meltemi.ir.listener import HttpManager, PeerFromCertificate, TcpProxy
+from meltemi.ir.route import RouteConfig, WeightedCluster
+from meltemi.ir.telemetry import StatsKind
+from meltemi.ir.value import Origins
+from meltemi.model.mesh import MeshConfig
+from meltemi.push.context import PushContext
+from meltemi.translate.build import Build
+from meltemi.translate.telemetry import client_logs, server_logs
+
+_TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.GrpcStats(), filters.Router())
+
+
+def _normalization(mesh: MeshConfig) -> tuple[bool, bool, str]:
+    """(normalize_path, merge_slashes, escaped slashes) by ``pathNormalization``; BASE unless told otherwise."""
+    mode = mesh.path_normalization.normalization
+    if mode == "NONE":
+        return False, False, ""
+    if mode == "MERGE_SLASHES":
+        return True, True, ""
+    if mode == "DECODE_AND_MERGE_SLASHES":
+        return True, True, "UNESCAPE_AND_FORWARD"
+    return True, False, ""
+
+
+def outbound_manager(build: Build, stat_prefix: str, rds: str, origins: Origins = ()) -> HttpManager:
+    """A sidecar's HTTP towards services."""
+    normalize, merge, escaped = _normalization(build.context.mesh)
+    return HttpManager(
+        stat_prefix=stat_prefix,
+        filters=(filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
+        rds=rds,
+        access_logs=client_logs(build.context.mesh, StatsKind.HTTP),
+        normalize_path=normalize,
+        merge_slashes=merge,
+        escaped_slashes=escaped,
+        stream_idle_timeout_s=0.0,
+        origins=origins,
+    )
+
+
+def inbound_manager(
+    build: Build, stat_prefix: str, routes: RouteConfig, *, mtls: bool, origins: Origins = ()
+) -> HttpManager:
+    """A sidecar's HTTP from clients to its workload."""
+    normalize, merge, escaped = _normalization(build.context.mesh)
+    return HttpManager(
+        stat_prefix=stat_prefix,
+        filters=(filters.ReceivePeer(trusted=mtls), *_TAIL),
+        routes=routes,
+        access_logs=server_logs(build.context.mesh, StatsKind.HTTP, mtls=mtls),
+        direction="INBOUND",
+        forward_client_cert="APPEND_FORWARD",
+        normalize_path=normalize,
+        merge_slashes=merge,
+        escaped_slashes=escaped,
+        stream_idle_timeout_s=0.0,
+        # The application's own server header is what its callers see (Istio keeps it, too).
+        server_header="PASS_THROUGH",
+        origins=origins,
+    )
+
+
+def gateway_manager(
+    context: PushContext, stat_prefix: str, rds: str, origins: Origins = ()
+) -> HttpManager:
+    """HTTP from outside. The edge trusts nothing: addresses, client certificates, peer headers."""
+    mesh = context.mesh
+    normalize, merge, escaped = _normalization(mesh)
+    topology = mesh.default_config.gateway_topology
+    hops = topology.num_trusted_proxies if topology is not None else 0
+    details = topology.forward_client_cert_details if topology is not None else "UNDEFINED"
+    return HttpManager(
+        stat_prefix=stat_prefix,
+        filters=(filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
+        rds=rds,
+        access_logs=client_logs(mesh, StatsKind.HTTP),
+        use_remote_address=True,
+        trusted_hops=hops,
+        forward_client_cert="SANITIZE_SET" if details == "UNDEFINED" else details,
+        normalize_path=normalize,
+        merge_slashes=merge,
+        escaped_slashes=escaped,
+        underscores="REJECT_REQUEST",
+        strip_trailing_host_dot=True,
+        # Bounds against slow and greedy clients: Envoy's advice for edge proxies.
+        idle_timeout_s=3600.0,
+        stream_idle_timeout_s=300.0,
+        request_headers_timeout_s=60.0,
+        max_concurrent_streams=1024,
+        origins=origins,
+    )
+
+
+def client_tcp(
+    build: Build, stat_prefix: str, clusters: tuple[WeightedCluster, ...], origins: Origins = ()
+) -> TcpProxy:
+    """Bytes towards a service."""
+    return TcpProxy(
+        stat_prefix=stat_prefix,
+        clusters=clusters,
+        access_logs=client_logs(build.context.mesh, StatsKind.TCP),
+        origins=origins,
+    )
+
+
+def server_tcp(
+    build: Build, stat_prefix: str, cluster: str, *, mtls: bool, origins: Origins = ()
+) -> tuple[PeerFromCertificate | TcpProxy, ...]:
+    """Bytes from clients to the workload. With mTLS the peer is read from its certificate first."""
+    proxy = TcpProxy(
+        stat_prefix=stat_prefix,
+        clusters=(WeightedCluster(cluster),),
+        access_logs=server_logs(build.context.mesh, StatsKind.TCP, mtls=mtls),
+        after_handshake=mtls,
+        origins=origins,
+    )
+    return (PeerFromCertificate(), proxy) if mtls else (proxy,)

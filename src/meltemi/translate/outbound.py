@@ -1,0 +1,265 @@
+"""A sidecar's outbound side: virtualOutbound, a listener per HTTP port, listeners per address for TCP.
+
+Two services may claim the same address and port; the older one keeps it and the other is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener
+from meltemi.ir.route import RouteConfig, WeightedCluster
+from meltemi.ir.value import Origins
+from meltemi.model.names import (
+    BLACKHOLE_CLUSTER,
+    PASSTHROUGH_CLUSTER,
+    VIRTUAL_OUTBOUND,
+    outbound_cluster,
+    resolve_short_name,
+)
+from meltemi.model.service import Port, Protocol, Service
+from meltemi.translate.build import Build
+from meltemi.translate.http_match import Place
+from meltemi.translate.network_filters import client_tcp, outbound_manager
+from meltemi.translate.scope import MESH_GATEWAY
+from meltemi.translate.tcp_routes import service_chain, tcp_chains, tls_chains
+from meltemi.translate.telemetry import file_logs
+from meltemi.translate.virtual_hosts import (
+    is_single_address,
+    port_route_config,
+    service_route_config,
+)
+
+WILDCARD = "0.0.0.0"
+# What http_inspector reports for cleartext HTTP/1 and HTTP/2.
+PLAINTEXT_HTTP = ("http/1.1", "h2c")
+
+
+@dataclass
+class _Ports:
+    """What is gathered while services are walked through."""
+
+    http: dict[int, list[Service]] = field(default_factory=dict)
+    chains: dict[tuple[str, int], list[FilterChain]] = field(default_factory=dict)
+    owners: dict[tuple[str, int], Service] = field(default_factory=dict)
+    sniffed: dict[tuple[str, int], tuple[Service, Port]] = field(default_factory=dict)
+    pods: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def _ranges(service: Service) -> tuple[str, ...]:
+    """The CIDR ranges among a service's addresses."""
+    found = []
+    for address in service.addresses:
+        if is_single_address(address):
+            continue
+        try:
+            net = ip_network(address, strict=False)
+        except ValueError:
+            continue
+        if net.prefixlen:
+            found.append(str(net))
+    return tuple(found)
+
+
+def _binds(build: Build, service: Service) -> list[tuple[str, str]]:
+    """(address, pod address or '') that TCP listeners of a service bind: its VIPs, its pods, or everything."""
+    addresses = [a for a in (*service.addresses, *service.auto_allocated) if is_single_address(a)]
+    if addresses:
+        return [(address, "") for address in addresses]
+    if service.headless and not service.mesh_external:
+        pods = build.context.facts_of(service).addresses
+        if pods:
+            return [(address, address) for address in pods]
+    return [(WILDCARD, "")]
+
+
+def _tcp_chains(build: Build, service: Service, port: Port, bind: str) -> list[FilterChain]:
+    """A service port's chains at one address: rules by SNI, rules for TCP, else the service itself."""
+    ranges = _ranges(service) if bind == WILDCARD else ()
+    place = Place(frozenset({MESH_GATEWAY}), port.number)
+    config = build.scope.virtual_service(service.hostname)
+    found: list[FilterChain] = []
+    if config is not None:
+        if port.protocol.is_tls:
+            found = tls_chains(build, config, place, ranges)
+        found += tcp_chains(build, config, place, ranges)
+    if found:
+        return found
+    names: tuple[str, ...] = ()
+    transport = ""
+    if port.protocol.is_tls and bind == WILDCARD and not ranges:
+        # Without an address of its own the service is told apart by the name that the client asks for.
+        names = (service.hostname,)
+        transport = "tls"
+    match = ChainMatch(prefixes=ranges, server_names=names, transport_protocol=transport)
+    return [service_chain(build, service, port, match)]
+
+
+def _add_chains(
+    build: Build, ports: _Ports, key: tuple[str, int], service: Service, chains: list[FilterChain]
+) -> None:
+    """Add a service's chains to a listener; what another service already claimed is reported."""
+    known = ports.chains.setdefault(key, [])
+    owner = ports.owners.setdefault(key, service)
+    taken = {chain.match for chain in known}
+    for chain in chains:
+        if chain.match in taken:
+            if owner is not service:
+                build.report(
+                    "MLT0101",
+                    f"{service.hostname} and {owner.hostname} both claim {key[0]}:{key[1]}; "
+                    f"{owner.hostname} is older and keeps it",
+                    service.origin,
+                    "give one of them an address, another port, or an HTTP port name",
+                )
+            continue
+        taken.add(chain.match)
+        known.append(chain)
+
+
+def _gather(build: Build) -> _Ports:
+    ports = _Ports()
+    for service in build.scope.services:
+        for port in service.ports:
+            if port.protocol is Protocol.UDP or not port.number:
+                continue
+            if port.protocol.is_http:
+                ports.http.setdefault(port.number, []).append(service)
+                continue
+            for bind, pod in _binds(build, service):
+                key = (bind, port.number)
+                if port.protocol.is_unknown and bind == WILDCARD:
+                    ports.http.setdefault(port.number, []).append(service)
+                    continue
+                if port.protocol.is_unknown and key not in ports.chains:
+                    ports.sniffed.setdefault(key, (service, port))
+                if pod:
+                    ports.pods[key] = pod
+                _add_chains(build, ports, key, service, _tcp_chains(build, service, port, bind))
+    return ports
+
+
+def fallback_cluster(build: Build) -> str:
+    """Where connections go that no listener knows."""
+    policy = build.scope.outbound
+    if policy.mode == "REGISTRY_ONLY":
+        return BLACKHOLE_CLUSTER
+    if policy.egress_proxy is not None:
+        target = policy.egress_proxy
+        host = resolve_short_name(target.host, build.proxy.namespace, build.proxy.dns_domain)
+        return outbound_cluster(host, target.port.number if target.port else 0, target.subset)
+    return PASSTHROUGH_CLUSTER
+
+
+def _fallback_chain(build: Build, name: str) -> FilterChain:
+    cluster = fallback_cluster(build)
+    return FilterChain(
+        name=name,
+        match=ChainMatch(),
+        filters=(client_tcp(build, cluster, (WeightedCluster(cluster),)),),
+    )
+
+
+def virtual_outbound(build: Build) -> Listener:
+    """The listener that captured connections reach; it hands them to the listener of their destination."""
+    port = build.context.mesh.proxy_listen_port
+    blackhole = FilterChain(
+        name="virtualOutbound-blackhole",
+        match=ChainMatch(destination_port=port),
+        filters=(client_tcp(build, BLACKHOLE_CLUSTER, (WeightedCluster(BLACKHOLE_CLUSTER),)),),
+    )
+    return Listener(
+        name=VIRTUAL_OUTBOUND,
+        address=WILDCARD,
+        port=port,
+        chains=(blackhole, _fallback_chain(build, "virtualOutbound-catchall-tcp")),
+        bind_to_port=True,
+        use_original_dst=True,
+        access_logs=file_logs(build.context.mesh, "no_route")
+        if not build.context.mesh.disable_envoy_listener_log
+        else (),
+    )
+
+
+def _http_chain(build: Build, prefix: str, rds: str, origins: Origins) -> FilterChain:
+    return FilterChain(
+        name="",
+        match=ChainMatch(transport_protocol="raw_buffer", application_protocols=PLAINTEXT_HTTP),
+        filters=(outbound_manager(build, f"outbound_{prefix}", rds, origins),),
+        origins=origins,
+    )
+
+
+def _http_listener(build: Build, number: int, services: list[Service], ports: _Ports) -> Listener:
+    """``0.0.0.0_9080``: HTTP by route table, everything else as if there were no such listener."""
+    name = f"{WILDCARD}_{number}"
+    origins = tuple(service.origin for service in services)
+    key = (WILDCARD, number)
+    extra = tuple(c for c in ports.chains.pop(key, ()) if c.match != ChainMatch())
+    sniffed_only = [s for s in services if (p := s.port(number)) and p.protocol.is_unknown]
+    default = _fallback_chain(build, "PassthroughFilterChain")
+    if len(sniffed_only) == len(services) == 1:
+        port = services[0].port(number)
+        if port is not None:
+            default = service_chain(build, services[0], port, ChainMatch())
+    return Listener(
+        name=name,
+        address=WILDCARD,
+        port=number,
+        chains=(_http_chain(build, name, str(number), origins), *extra),
+        default_chain=default,
+        inspection=Inspection(
+            tls=True, http=True, timeout_s=build.context.mesh.protocol_detection_timeout
+        ),
+        origins=origins,
+    )
+
+
+def _address_listener(
+    build: Build, key: tuple[str, int], chains: list[FilterChain], ports: _Ports
+) -> Listener:
+    """``10.0.0.1_3306``: TCP or TLS to one address, with HTTP in front when the protocol is unknown."""
+    bind, number = key
+    name = f"{bind}_{number}"
+    sniffed = ports.sniffed.get(key)
+    everything = [chain for chain in chains if chain.match == ChainMatch()]
+    specific = [chain for chain in chains if chain.match != ChainMatch()]
+    default = everything[0] if everything else None
+    if default is None and bind == WILDCARD:
+        default = _fallback_chain(build, "PassthroughFilterChain")
+    timeout = build.context.mesh.protocol_detection_timeout
+    wants_tls = any(c.match.transport_protocol or c.match.server_names for c in specific)
+    inspection = Inspection(tls=wants_tls, timeout_s=timeout if wants_tls else None)
+    if sniffed is not None:
+        service, port = sniffed
+        rds = f"{service.hostname}:{port.number}"
+        specific.insert(0, _http_chain(build, name, rds, (service.origin,)))
+        inspection = Inspection(tls=True, http=True, timeout_s=timeout)
+    if default is not None and not specific:
+        specific, default = [default], None
+    return Listener(
+        name=name,
+        address=bind,
+        port=number,
+        chains=tuple(specific),
+        default_chain=default,
+        inspection=inspection,
+        pod_only=ports.pods.get(key, ""),
+        origins=(ports.owners[key].origin,),
+    )
+
+
+def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
+    """All outbound listeners and the route tables they name."""
+    ports = _gather(build)
+    listeners = [virtual_outbound(build)]
+    routes = []
+    for number, services in sorted(ports.http.items()):
+        listeners.append(_http_listener(build, number, services, ports))
+        routes.append(port_route_config(build, number))
+    for key, chains in sorted(ports.chains.items()):
+        listeners.append(_address_listener(build, key, chains, ports))
+    for service, port in ports.sniffed.values():
+        routes.append(service_route_config(build, service, port))
+    return listeners, list({config.name: config for config in routes}.values())

@@ -1,0 +1,183 @@
+"""Virtual hosts and route tables of sidecars' outbound HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from meltemi.ir.route import (
+    DirectResponse,
+    Forward,
+    Route,
+    RouteConfig,
+    VirtualHost,
+    WeightedCluster,
+)
+from meltemi.model.names import PASSTHROUGH_CLUSTER, outbound_cluster, resolve_short_name
+from meltemi.model.service import Port, Protocol, Service
+from meltemi.translate.build import Build
+from meltemi.translate.http_match import MATCH_ALL, Place
+from meltemi.translate.http_routes import default_route, virtual_service_routes
+from meltemi.translate.scope import MESH_GATEWAY
+
+
+def host_in_url(address: str) -> str:
+    """An address as it stands in an authority: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
+def is_single_address(text: str) -> bool:
+    """True for an IP address that clients can address (not a CIDR range, not 0.0.0.0)."""
+    try:
+        return not ip_address(text).is_unspecified
+    except ValueError:
+        return False
+
+
+def domains_of(build: Build, service: Service) -> tuple[str, ...]:
+    """All authorities by which clients of this namespace may address a service. Ports are ignored by the table."""
+    host, domain = service.hostname, build.proxy.dns_domain
+    found = {host: None}
+    suffix = f".svc.{domain}"
+    if host.endswith(suffix):
+        short = host.removesuffix(suffix)  # name.namespace
+        name, _, namespace = short.partition(".")
+        if namespace == build.proxy.namespace:
+            found[name] = None
+        found[short] = None
+        found[f"{short}.svc"] = None
+        if service.headless:
+            # Pods of a StatefulSet have names of their own under the service's.
+            for base in tuple(found):
+                found[f"*.{base}"] = None
+    for address in (*service.addresses, *service.auto_allocated):
+        if is_single_address(address):
+            found[host_in_url(address)] = None
+    return tuple(found)
+
+
+def _unique(hosts: Iterable[VirtualHost]) -> tuple[VirtualHost, ...]:
+    """Envoy refuses a table in which a domain occurs twice: the first virtual host keeps it."""
+    taken: set[str] = set()
+    kept = []
+    for host in hosts:
+        domains = tuple(d for d in host.domains if d.lower() not in taken)
+        taken |= {domain.lower() for domain in domains}
+        if not domains:
+            continue
+        if domains == host.domains:
+            kept.append(host)
+        else:
+            kept.append(
+                VirtualHost(
+                    host.name,
+                    domains,
+                    host.routes,
+                    host.require_tls,
+                    host.attempt_count,
+                    origins=host.origins,
+                )
+            )
+    return tuple(kept)
+
+
+def service_virtual_host(build: Build, service: Service, port: Port, listen_port: int) -> VirtualHost:
+    """One service's virtual host: the VirtualService's routes, or the default one."""
+    place = Place(frozenset({MESH_GATEWAY}), listen_port)
+    config = build.scope.virtual_service(service.hostname)
+    routes: tuple[Route, ...] = ()
+    origins = [service.origin]
+    if config is not None and config.spec.http:
+        routes = virtual_service_routes(build, config, place)
+        origins.insert(0, config.origin("spec.hosts"))
+    else:
+        routes = (default_route(build, service, port),)
+    return VirtualHost(
+        name=f"{service.hostname}:{listen_port}",
+        domains=domains_of(build, service),
+        routes=routes,
+        origins=tuple(origins),
+    )
+
+
+def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
+    """Hosts that only VirtualServices know. They get routes on port 80, where names need no service."""
+    if listen_port != 80:
+        return []
+    place = Place(frozenset({MESH_GATEWAY}), listen_port)
+    found = []
+    hosts = dict(build.scope.exact) | {
+        pattern: config for pattern, config in reversed(build.scope.wildcards)
+    }
+    for host, config in hosts.items():
+        if host in build.scope.by_host or not config.spec.http or host == "*":
+            continue
+        routes = virtual_service_routes(build, config, place)
+        if routes:
+            domains = [host]
+            suffix = f".svc.{build.proxy.dns_domain}"
+            short = resolve_short_name(host.split(".")[0], build.proxy.namespace, build.proxy.dns_domain)
+            if host == short:
+                domains.append(host.split(".")[0])
+            if host.endswith(suffix):
+                domains += [host.removesuffix(suffix), host.removesuffix(f".{build.proxy.dns_domain}")]
+            found.append(
+                VirtualHost(
+                    f"{host}:{listen_port}",
+                    tuple(dict.fromkeys(domains)),
+                    routes,
+                    origins=(config.origin("spec.hosts"),),
+                )
+            )
+    return found
+
+
+def fallthrough(build: Build) -> VirtualHost:
+    """What happens to authorities that nobody knows: passed through, sent to the egress proxy, or refused (502)."""
+    policy = build.scope.outbound
+    if policy.mode == "REGISTRY_ONLY":
+        refuse = Route("block_all", MATCH_ALL, DirectResponse(502))
+        return VirtualHost("block_all", ("*",), (refuse,))
+    cluster = PASSTHROUGH_CLUSTER
+    if policy.egress_proxy is not None:
+        target = policy.egress_proxy
+        host = resolve_short_name(target.host, build.proxy.namespace, build.proxy.dns_domain)
+        port = target.port.number if target.port is not None else 0
+        cluster = outbound_cluster(host, port, target.subset)
+    route = Route("allow_any", MATCH_ALL, Forward((WeightedCluster(cluster),)), external=True)
+    return VirtualHost("allow_any", ("*",), (route,), attempt_count=False)
+
+
+def is_routable(port: Port) -> bool:
+    """Whether HTTP routes can apply: declared HTTP, or sniffed."""
+    return port.protocol.is_http or port.protocol.is_unknown
+
+
+def port_route_config(build: Build, listen_port: int) -> RouteConfig:
+    """The table of all services with an HTTP (or sniffed) port of this number."""
+    hosts = []
+    for service in build.scope.services:
+        port = service.port(listen_port)
+        if port is not None and port.protocol is not Protocol.UDP and is_routable(port):
+            hosts.append(service_virtual_host(build, service, port, listen_port))
+    # A rule's own wildcard host may cover services; exact domains win in Envoy whatever the order.
+    hosts += _ruled_hosts(build, listen_port)
+    return RouteConfig(
+        name=str(listen_port),
+        virtual_hosts=(*_unique(hosts), fallthrough(build)),
+        ignore_port_in_host=True,
+    )
+
+
+def service_route_config(build: Build, service: Service, port: Port) -> RouteConfig:
+    """The table of one sniffed port: whatever the authority, the service's routes."""
+    host = service_virtual_host(build, service, port, port.number)
+    only = VirtualHost(host.name, ("*",), host.routes, origins=host.origins)
+    return RouteConfig(
+        name=f"{service.hostname}:{port.number}",
+        virtual_hosts=(only,),
+        ignore_port_in_host=True,
+        origins=(service.origin,),
+    )
+
+
