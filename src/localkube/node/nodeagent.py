@@ -38,6 +38,8 @@ from localkube.node.runtime.processes import Runtime
 
 _COALESCE_S: Final = 0.01
 _TOKENS_EVERY_S: Final = 30.0
+# Everything ends together: nobody is left to whom a longer grace would do good.
+_DRAIN_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,15 @@ class NodeAgent:
         self._directories = _Directories(settings.state_dir)
         self._services_changed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Bring the node up and register it; pods start as they are seen."""
+    async def prepare(self) -> None:
+        """Bring up what needs no API server: directories, fork server, network, DNS."""
         self._directories.prepare()
         await self.runtime.start()
         await self._network.start()
         await self._dns.start(self.settings.dns_ip)
+
+    async def start(self) -> None:
+        """Register the node; pods start as they are seen."""
         self._tasks.spawn("events", self._events.serve, restart=True)
         node = await self._registration.register()
         self._node_services = self._build_services(node)
@@ -109,7 +114,7 @@ class NodeAgent:
         """End every pod at once and undo the node's network."""
         for informer in (self._pods, self._services, self._slices):
             await informer.close()
-        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+        await asyncio.gather(*(worker.close(_DRAIN_S) for worker in self.workers.values()))
         await self._tasks.close()
         await self._objects.close()
         await self._forwarder.close()
@@ -168,7 +173,7 @@ class NodeAgent:
     def _forget_later(self, uid: str, worker: PodWorker) -> Callable[[], Any]:
         async def wait() -> None:
             await worker.finished.wait()
-            await worker.close()
+            await worker.close(0.0)
             if self.workers.get(uid) is worker:
                 del self.workers[uid]
 

@@ -165,6 +165,13 @@ class PodWorker:
         for runner in self.runners.values():
             runner.hurry()
 
+    def waiting_reason(self, container: str) -> str | None:
+        """Return why a container has not run yet; None if the pod has no such container."""
+        for record in self._records:
+            if record.name == container:
+                return record.state.reason if isinstance(record.state, Waiting) else "PodInitializing"
+        return None
+
     def references_changed(self) -> None:
         """A ConfigMap or Secret that the pod uses changed."""
         self._updated.set()
@@ -174,11 +181,12 @@ class PodWorker:
         if self._tokens.due:
             self._updated.set()
 
-    async def close(self) -> None:
+    async def close(self, grace_s: float) -> None:
         """Stop everything without touching the API (the agent is stopping)."""
         await self._tasks.close()
-        for runner in self.runners.values():
-            runner.hurry()
+        self.grace_s = min(self.grace_s, grace_s)
+        if self.sandbox is not None:
+            await self._stop_containers()
         self._remove_sandbox()
         self._volumes.remove()
 
