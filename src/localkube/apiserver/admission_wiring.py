@@ -80,13 +80,11 @@ class ClusterPolicy:
     async def validate(self, operation: Operation) -> None:
         await self.admission.validate(operation)
 
-    async def review(self, resource: Resource, obj: Object, user: User) -> Object:
-        namespace = str((obj.get("metadata") or {}).get("namespace") or "")
+    async def review(self, resource: Resource, obj: Object, user: User, namespace: str) -> Object:
         return self._reviewer.review(resource.kind, obj, user, namespace)
 
-    async def issue_token(self, account: Object, request: Object, user: User) -> Object:
-        metadata = account["metadata"]
-        return self.tokens.issue(metadata["namespace"], metadata["name"], request)
+    async def issue_token(self, namespace: str, name: str, request: Object) -> Object:
+        return self.tokens.issue(namespace, name, request)
 
     def openapi_v2(self) -> bytes:
         return self.openapi.v2()
@@ -97,12 +95,10 @@ class ClusterPolicy:
     def openapi_v3(self, group_version_path: str) -> bytes | None:
         return self.openapi.v3(group_version_path)
 
-    def openid_configuration(self) -> Object:
-        """The document of /.well-known/openid-configuration."""
-        return self.tokens.openid_configuration(f"{self.tokens.issuer}/openid/v1/jwks")
+    def openid_configuration(self, jwks_uri: str) -> Object:
+        return self.tokens.openid_configuration(jwks_uri)
 
     def jwks(self) -> Object:
-        """The document of /openid/v1/jwks."""
         return self.tokens.jwks()
 
     def bootstrap_objects(self) -> list[tuple[str, Object]]:
