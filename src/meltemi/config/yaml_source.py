@@ -90,13 +90,25 @@ def parse_yaml(text: str, source: str) -> tuple[list[RawObject], list[Finding]]:
         except _Unreadable as error:
             findings.append(_finding(source, str(error), error.line, error.column))
             continue
-        findings.extend(
-            _finding(source, f"the key {path!r} is given twice", *at, remedy="remove one")
-            for path, at in doubles
-        )
+        findings.extend(_twice(source, path, at) for path, at in doubles)
         if value is not None:
             _collect(value, SourceMap(source, lines), objects, findings)
     return objects, findings
+
+
+def read_value(text: str, source: str) -> tuple[Any, dict[str, tuple[int, int]], list[Finding]]:
+    """One value that is no object (mesh configuration, annotations): (value, lines by path, findings)."""
+    if len(text) > MAX_BYTES:
+        return None, {}, [_finding(source, f"is larger than {MAX_BYTES} bytes")]
+    try:
+        value, lines, doubles = _Document(text, 0, [MAX_VALUES]).read()
+    except _Unreadable as error:
+        return None, {}, [_finding(source, str(error), error.line, error.column)]
+    return value, lines, [_twice(source, path, at) for path, at in doubles]
+
+
+def _twice(source: str, path: str, at: tuple[int, int]) -> Finding:
+    return _finding(source, f"the key {path!r} is given twice", *at, remedy="remove one")
 
 
 def raw_object(body: Mapping[str, Any], source_map: SourceMap | None = None) -> RawObject:

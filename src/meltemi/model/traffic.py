@@ -273,7 +273,7 @@ class HTTPRoute(Spec, frozen=True):
     mirror_percent: Deprecated; use mirrorPercentage.
     """
 
-    ONE_OF: ClassVar = (("mirror_percent", "mirror_percentage"), ("mirror", "mirrors"))
+    ONE_OF: ClassVar = (("mirror", "mirrors"),)
     name: str = ""
     match: tuple[HTTPMatchRequest, ...] = ()
     route: tuple[HTTPRouteDestination, ...] = ()

@@ -1,0 +1,135 @@
+"""Mesh configuration text -> ``MeshConfig``, ``ProxyConfig``, ``MeshNetworks``.
+
+In: YAML (ConfigMap ``istio``, keys ``mesh`` and ``meshNetworks``; annotation ``proxy.istio.io/config``). Out: the typed value laid over the
+defaults, and findings. Promise: total. When the text cannot be used, the defaults (or the base that was given) come out together with
+the findings, so that a running mesh keeps its last good configuration by ignoring the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from meltemi.config import checks
+from meltemi.config.reader import Report, decode_spec
+from meltemi.config.shapes import record
+from meltemi.config.validate_destination_rule import connection_pool, locality, outlier_detection
+from meltemi.config.yaml_source import read_value
+from meltemi.model.config import Config, Meta, SourceMap
+from meltemi.model.fields import Spec
+from meltemi.model.frozen import FrozenMap
+from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig, MeshNetworks, ProxyConfig
+from meltemi.model.origin import Finding, Level
+
+__all__ = [
+    "DEFAULT_MESH_CONFIG",
+    "overlay_proxy_config",
+    "parse_mesh_config",
+    "parse_mesh_networks",
+    "parse_proxy_config",
+]
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def parse_mesh_config(text: str, source: str = "") -> tuple[MeshConfig, list[Finding]]:
+    """The mesh configuration. Providers of the text are added to the built-in ones; equal names replace them."""
+    given, mesh, report = _read(text, "MeshConfig", MeshConfig, source)
+    if mesh is None:
+        return DEFAULT_MESH_CONFIG, report.findings
+    changes: dict[str, Any] = {}
+    if mesh.outbound_traffic_policy.mode is None:
+        changes["outbound_traffic_policy"] = msgspec.structs.replace(
+            mesh.outbound_traffic_policy, mode="ALLOW_ANY"
+        )
+    if "extensionProviders" in given:
+        providers = {p.name: p for p in DEFAULT_MESH_CONFIG.extension_providers}
+        providers |= {p.name: p for p in mesh.extension_providers}
+        changes["extension_providers"] = tuple(providers.values())
+    mesh = msgspec.structs.replace(mesh, **changes)
+    _check(mesh, report)
+    return (DEFAULT_MESH_CONFIG if report.fatal else mesh), report.findings
+
+
+def _check(mesh: MeshConfig, report: Report) -> None:
+    checks.duration(mesh.connect_timeout, "connectTimeout", report)
+    if not checks.is_dns_name(mesh.trust_domain):
+        report.error("trustDomain", "is not a domain name", 'as in "cluster.local"')
+    for name in ("proxy_listen_port", "proxy_inbound_listen_port"):
+        if not getattr(mesh, name):
+            report.error(name, "0 is not a port", "use 1 to 65535")
+    locality(mesh.locality_lb_setting, "localityLbSetting", report)
+    for name, names in (
+        ("defaultServiceExportTo", mesh.default_service_export_to),
+        ("defaultVirtualServiceExportTo", mesh.default_virtual_service_export_to),
+        ("defaultDestinationRuleExportTo", mesh.default_destination_rule_export_to),
+    ):
+        checks.export_to(names, name, report)
+    if mesh.default_traffic_policy is not None:
+        policy, path = mesh.default_traffic_policy, "defaultTrafficPolicy"
+        connection_pool(policy.connection_pool, f"{path}.connectionPool", report)
+        outlier_detection(policy.outlier_detection, f"{path}.outlierDetection", report)
+    for index, provider in enumerate(mesh.extension_providers):
+        (kinds,) = record(type(provider)).one_of
+        if all(getattr(provider, name) is None for name in type(provider).ONE_OF[0]):
+            where = f"extensionProviders[{index}]"
+            report.error(where, "names no provider", f"set one of {', '.join(kinds)}")
+
+
+def parse_proxy_config(
+    text: str, base: ProxyConfig, source: str = ""
+) -> tuple[ProxyConfig, list[Finding]]:
+    """Settings of one workload (annotation ``proxy.istio.io/config``) laid over the mesh's."""
+    given, proxy, report = _read(text, "ProxyConfig", ProxyConfig, source)
+    if proxy is None:
+        return base, report.findings
+    return overlay_proxy_config(base, proxy, given), report.findings
+
+
+def overlay_proxy_config(
+    base: ProxyConfig, proxy: ProxyConfig, given: Mapping[str, Any]
+) -> ProxyConfig:
+    """``base`` with the fields that ``given`` names (wire names) taken from ``proxy``; proxyMetadata is merged by key."""
+    changes: dict[str, Any] = {
+        field.name: getattr(proxy, field.name)
+        for wire, field in record(ProxyConfig).fields.items()
+        if given.get(wire) is not None
+    }
+    if "proxy_metadata" in changes:
+        changes["proxy_metadata"] = FrozenMap({**base.proxy_metadata, **proxy.proxy_metadata})
+    return msgspec.structs.replace(base, **changes)
+
+
+def parse_mesh_networks(text: str, source: str = "") -> tuple[MeshNetworks, list[Finding]]:
+    """Networks of the mesh."""
+    _, networks, report = _read(text, "MeshNetworks", MeshNetworks, source)
+    if networks is None:
+        return MeshNetworks(), report.findings
+    for name, network in networks.networks.items():
+        for index, endpoint in enumerate(network.endpoints):
+            if endpoint.from_cidr is not None:
+                where = f"networks.{name}.endpoints[{index}].fromCidr"
+                checks.cidr(endpoint.from_cidr, where, report)
+        for index, gateway in enumerate(network.gateways):
+            where = f"networks.{name}.gateways[{index}]"
+            if gateway.address is None and gateway.registry_service_name is None:
+                report.error(where, "names no gateway", "set address or registryServiceName")
+            if not gateway.port:
+                report.error(f"{where}.port", "is required", "use 1 to 65535")
+    return (MeshNetworks() if report.fatal else networks), report.findings
+
+
+def _read(
+    text: str, kind: str, cls: type[SpecT], source: str
+) -> tuple[Mapping[str, Any], SpecT | None, Report]:
+    """Parse and decode one value that is not an object: (as written, typed or None, report)."""
+    value, lines, findings = read_value(text, source)
+    report = Report(Config(kind, Meta(""), None, SourceMap(source, lines)))
+    report.findings.extend(findings)
+    if any(finding.level is Level.ERROR for finding in findings):
+        return {}, None, report
+    value = {} if value is None else value
+    spec = decode_spec(cls, value, "", report)
+    return (value if isinstance(value, Mapping) else {}), spec, report
