@@ -107,11 +107,11 @@ async def _until(what: str, deadline_s: float, probe: Any) -> Any:
 async def install_operator(api: Any) -> None:
     """Install the operator and wait until it works."""
     from meltemi.adapters.installer import Installer
-    from meltemi.config.crds import operator_crd
+    from meltemi.config.crds import crd_manifests
     from meltemi.install import operator_manifests
     from meltemi.install.render import Component
 
-    manifests = operator_manifests.render(operator_crd())
+    manifests = operator_manifests.render(crd_manifests())
     await api.apply(manifests[0])
     health = await Installer(api).component(Component("operator", tuple(manifests[1:])))
     if health.error:

@@ -57,10 +57,10 @@ def _check(document: dict[str, Any]) -> None:
 
 
 def _rendered(spec: dict[str, Any]) -> Installation:
-    from meltemi.config.crds import mesh_crds
+    from meltemi.config.crds import crd_manifests
 
     try:
-        return render(NAME, spec.get("namespace") or "istio-system", spec, mesh_crds())
+        return render(NAME, spec.get("namespace") or "istio-system", spec, crd_manifests())
     except ValueError as error:
         raise CommandError(str(error)) from error
 

@@ -15,10 +15,10 @@ READY_TIMEOUT_S = 120.0
 
 
 def _manifests(hub: str, tag: str, namespace: str, watched: str) -> list[dict[str, Any]]:
-    from meltemi.config.crds import operator_crd
+    from meltemi.config.crds import crd_manifests
 
     return operator_manifests.render(
-        operator_crd(), hub=hub, tag=tag, namespace=namespace, watched=watched
+        crd_manifests(), hub=hub, tag=tag, namespace=namespace, watched=watched
     )
 
 

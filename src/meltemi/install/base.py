@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from meltemi.install.context import InstallContext, Manifest, manifest
 
 COMPONENT = "Base"
+OPERATOR_GROUP = "install.istio.io"
 
 _READ = ["get", "list", "watch"]
 READER_RULES = [
@@ -62,6 +63,8 @@ def render(context: InstallContext, crds: Iterable[Manifest]) -> list[Manifest]:
     account = "istio-reader-service-account"
     made = []
     for crd in crds:
+        if crd["spec"]["group"] == OPERATOR_GROUP:
+            continue  # the operator brings its own
         labels = {**crd["metadata"].get("labels", {}), **context.labels(COMPONENT)}
         made.append({**crd, "metadata": {**crd["metadata"], "labels": labels}})
     return [

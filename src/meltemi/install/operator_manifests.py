@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from meltemi.install.base import READER_RULES
+from meltemi.install.base import OPERATOR_GROUP, READER_RULES
 from meltemi.install.pilot import CLUSTER_RULES, NAMESPACE_RULES
 from meltemi.install.profiles import HUB, VERSION
 
@@ -61,14 +62,14 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def render(
-    crd: Manifest,
+    crds: Iterable[Manifest],
     *,
     hub: str = HUB,
     tag: str = VERSION,
     namespace: str = "istio-operator",
     watched: str = "",
 ) -> list[Manifest]:
-    """The objects of the operator. ``watched``: comma-separated namespaces, empty for all."""
+    """The objects of the operator; of ``crds`` (all that we define) it takes its own. ``watched``: comma-separated namespaces, empty for all."""
     labels = {"name": NAME}
     meta = {"name": NAME, "namespace": namespace, "labels": labels}
     container = {
@@ -108,7 +109,7 @@ def render(
                 "labels": {"istio-operator-managed": "Reconcile", "istio-injection": "disabled"},
             },
         },
-        crd,
+        *(crd for crd in crds if crd["spec"]["group"] == OPERATOR_GROUP),
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
         {
             "apiVersion": f"{_RBAC}/v1",

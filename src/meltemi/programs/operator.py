@@ -22,7 +22,7 @@ import kopf
 from meltemi.adapters import kube_connection
 from meltemi.adapters.installer import Installer
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
-from meltemi.config.crds import mesh_crds
+from meltemi.config.crds import crd_manifests
 from meltemi.config.decode import load
 from meltemi.install.context import MANAGED, OWNER, OWNER_NAMESPACE
 from meltemi.install.plan import ComponentHealth, overall, status
@@ -83,7 +83,7 @@ class Reconciler:
         if errors:
             return [ComponentHealth("Base", "ERROR", "; ".join(errors))]
         try:
-            installation = render(name, namespace, resource.get("spec") or {}, mesh_crds())
+            installation = render(name, namespace, resource.get("spec") or {}, crd_manifests())
         except ValueError as error:
             return [ComponentHealth("Base", "ERROR", str(error))]
         seen: dict[str, ComponentHealth] = {}
