@@ -150,8 +150,8 @@ def _register(registry: kopf.OperatorRegistry, reconciler: Reconciler) -> None:
         if not await reconciler.reconcile(dict(body)):
             raise kopf.TemporaryError("not healthy yet; trying again", delay=15)
 
-    async def deleted(namespace: str, name: str, **_: Any) -> None:
-        await reconciler.remove(namespace, name)
+    async def deleted(body: kopf.Body, **_: Any) -> None:
+        await reconciler.remove(str(body.metadata.namespace), str(body.metadata.name))
 
     async def looked(body: kopf.Body, **_: Any) -> None:
         await reconciler.reconcile(dict(body), quiet=True)
