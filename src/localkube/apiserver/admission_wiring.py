@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from localkube.apiserver.authn import User
     from localkube.apiserver.authz import Attributes, Decision
     from localkube.apiserver.errors import FieldError
+    from localkube.apiserver.policy import Schemas
     from localkube.apiserver.resources import Resource, ResourceTable
     from localkube.apiserver.store import Store
 
@@ -40,15 +41,14 @@ class ClusterPolicy:
         self, store: Store, table: ResourceTable, signing_key: ec.EllipticCurvePrivateKey
     ) -> None:
         reader = StoreReader(store)
-        self.schemas = SchemaIndex()
+        index = SchemaIndex()
+        self.schemas: Schemas = index
         self.authorizer = Authorizer(reader)
         self.tokens = tokens.TokenAuthority(signing_key, reader)
         self.authenticator = Authenticator(self.tokens, self.authorizer, reader)
-        self.custom_resources = CustomResources(reader, table, self.schemas)
-        self.admission = Admission(
-            reader, self.authorizer, validator := Validator(self.schemas), table
-        )
-        self.openapi = OpenApi(self.schemas, table.all)
+        self.custom_resources = CustomResources(reader, table, index)
+        self.admission = Admission(reader, self.authorizer, validator := Validator(index), table)
+        self.openapi = OpenApi(index, table.all)
         self._validator = validator
         self._reviewer = Reviewer(self.authenticator, self.authorizer, self.tokens)
 
