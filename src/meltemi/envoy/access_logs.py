@@ -122,7 +122,7 @@ def label_formats(log: StandardStats, protocol: str) -> Tags:
     if log.kind is StatsKind.HTTP:
         tags += [
             ("response_code", "%RESPONSE_CODE%"),
-            ("grpc_response_status", "%GRPC_STATUS_NUMBER%" if protocol == "grpc" else ""),
+            ("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
         ]
     return tuple(tags)
 

@@ -18,21 +18,26 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
-from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.network.sni_cluster.v3 import sni_cluster_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
-from envoy.extensions.formatter.cel.v3 import cel_pb2
 from envoy.type.v3 import hash_policy_pb2, range_pb2
+from google.protobuf import any_pb2
 
 from meltemi.envoy.access_logs import build_access_logs
 from meltemi.envoy.anys import duration, maybe_duration, pack, uint32
 from meltemi.envoy.http_filters import build_http_filter
 from meltemi.envoy.routes import build_route_config
 from meltemi.envoy.tls import downstream_socket
+from meltemi.envoy.wire import field_bytes, field_int
 from meltemi.ir import listener as ir
 from meltemi.ir.telemetry import StandardStats
+from meltemi.model.names import XDS
 
 _Hcm = hcm_pb2.HttpConnectionManager
+# The installed Cel type is older than the proxy: ``cel_config`` (1) { ``enable_string_functions`` (3): true }.
+_CEL_TYPE = XDS + "envoy.extensions.formatter.cel.v3.Cel"
+_SET_STATE_TYPE = XDS + "envoy.extensions.filters.network.set_filter_state.v3.Config"
+_CEL_STRINGS = field_bytes(1, field_int(3, 1))
 
 
 def ads() -> Any:
@@ -144,8 +149,7 @@ def _peer_state(key: str, index: int) -> Any:
     """A filter state object with one segment of the peer's SPIFFE id (``/ns/<4>/sa/<6>``)."""
     text = f'%CEL(connection.uri_san_peer_certificate.split("/")[{index}])%'
     formatter = extension_pb2.TypedExtensionConfig(
-        name="envoy.formatter.cel",
-        typed_config=pack(_cel_with_strings()),
+        name="envoy.formatter.cel", typed_config=any_pb2.Any(type_url=_CEL_TYPE, value=_CEL_STRINGS)
     )
     return value_pb2.FilterStateValue(
         object_key=key,
@@ -158,19 +162,11 @@ def _peer_state(key: str, index: int) -> Any:
     )
 
 
-def _cel_with_strings() -> Any:
-    made = cel_pb2.Cel()
-    made.cel_config.enable_string_functions = True
-    return made
-
-
-def _peer_from_certificate() -> Any:
-    return set_filter_state_pb2.Config(
-        on_downstream_tls_handshake=[
-            _peer_state("mesh.src.ns", 4),
-            _peer_state("mesh.src.sa", 6),
-        ]
-    )
+def _peer_from_certificate() -> any_pb2.Any:
+    """The installed Config type lacks ``on_downstream_tls_handshake`` (2), so it is written on the wire."""
+    states = (_peer_state("mesh.src.ns", 4), _peer_state("mesh.src.sa", 6))
+    body = b"".join(field_bytes(2, state.SerializeToString(deterministic=True)) for state in states)
+    return any_pb2.Any(type_url=_SET_STATE_TYPE, value=body)
 
 
 def _network_filter(entry: ir.NetworkFilter) -> Any:
@@ -181,7 +177,9 @@ def _network_filter(entry: ir.NetworkFilter) -> Any:
     elif isinstance(entry, ir.SniCluster):
         name, config = "envoy.filters.network.sni_cluster", sni_cluster_pb2.SniCluster()
     else:
-        name, config = "envoy.filters.network.set_filter_state", _peer_from_certificate()
+        return listener_components_pb2.Filter(
+            name="envoy.filters.network.set_filter_state", typed_config=_peer_from_certificate()
+        )
     return listener_components_pb2.Filter(name=name, typed_config=pack(config))
 
 

@@ -7,7 +7,7 @@ proxy: *results* of selectors, never raw labels (pods carry labels that differ f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import re2
@@ -16,7 +16,7 @@ from meltemi.model.config import Config, Key
 from meltemi.model.destination_rule import LocalityLbSetting
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.proxy import NodeType, Proxy
-from meltemi.model.service import Protocol, Service
+from meltemi.model.service import Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
 
@@ -107,32 +107,35 @@ def sidecar_for(context: PushContext, proxy: Proxy) -> Config[Sidecar] | None:
     return None
 
 
+def workload_of(context: PushContext, proxy: Proxy) -> Workload:
+    """The proxy's workload as the platform knows it, else as the proxy describes itself."""
+    name = proxy.id.rpartition(".")[0]
+    for address in proxy.addresses:
+        known = context.registry.workload(address, proxy.namespace, name)
+        if known is not None and known.namespace == proxy.namespace:
+            return known
+    return Workload(name, proxy.namespace, proxy.addresses, proxy.labels)
+
+
 def service_targets(context: PushContext, proxy: Proxy) -> tuple[ServiceTarget, ...]:
     """The service ports that the proxy's workload serves, in order of the services' age."""
-    found: list[ServiceTarget] = []
-    for service in context.services:
-        if service.namespace != proxy.namespace or not service.selector_labels:
-            continue
-        if not selects(selector(service.selector_labels), proxy.labels):
-            continue
-        found.extend(_ports(service, proxy))
-    return tuple(found)
-
-
-def _ports(service: Service, proxy: Proxy) -> Iterable[ServiceTarget]:
-    name = service.meta.name if service.registry == "Kubernetes" else service.hostname
-    for port in service.ports:
-        if port.protocol is Protocol.UDP:
-            continue
-        yield ServiceTarget(
-            hostname=service.hostname,
-            namespace=service.namespace,
-            service_name=name,
-            port=port.number,
-            port_name=port.name,
-            protocol=port.protocol,
-            target_port=port.target_port or port.number,
+    found = []
+    for target in context.registry.service_targets(workload_of(context, proxy)):
+        service = target.service
+        found.append(
+            ServiceTarget(
+                hostname=service.hostname,
+                namespace=service.namespace,
+                service_name=service.meta.name
+                if service.registry == "Kubernetes"
+                else service.hostname,
+                port=target.port.number,
+                port_name=target.port.name,
+                protocol=target.port.protocol,
+                target_port=target.target_port,
+            )
         )
+    return tuple(found)
 
 
 def _relevant_selectors(context: PushContext, proxy: Proxy) -> set[Labels]:

@@ -13,26 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from meltemi.model.config import AnyConfig, Config
+from meltemi.model.destination_rule import DestinationRule
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.mesh import MeshConfig
 from meltemi.model.security import PeerAuthentication
 from meltemi.model.service import Endpoint, Service
 from meltemi.model.topology import Gateway, Sidecar
 from meltemi.model.traffic import VirtualService
-from meltemi.model.destination_rule import DestinationRule
 from meltemi.push.facts import NO_FACTS, EndpointFacts, derive_facts
 from meltemi.push.secrets import SecretData
+from meltemi.registry.index import Registry
 
 ServiceKey = tuple[str, str]  # hostname, namespace
-
-
-class ServiceSource(Protocol):
-    """What the context needs of the registry: services by hostname, one per namespace."""
-
-    @property
-    def services(self) -> Mapping[str, tuple[Service, ...]]:
-        """Services by hostname."""
-        ...
 
 
 class EndpointSource(Protocol):
@@ -48,6 +40,7 @@ class PushContext:
     """One frozen view of the world. ``memo`` holds results of pure functions of this very context."""
 
     mesh: MeshConfig
+    registry: Registry = field(default_factory=Registry)
     services: tuple[Service, ...] = ()
     facts: Mapping[ServiceKey, EndpointFacts] = field(default_factory=dict)
     configs: Mapping[str, tuple[AnyConfig, ...]] = field(default_factory=dict)
@@ -121,7 +114,7 @@ def _digest(services: Iterable[Service], configs: Iterable[AnyConfig], seed: str
 
 def build_push_context(
     mesh: MeshConfig,
-    registry: ServiceSource,
+    registry: Registry,
     configs: Iterable[AnyConfig],
     secrets: Mapping[ServiceKey, SecretData] | None = None,
     previous: PushContext | None = None,
@@ -157,6 +150,7 @@ def build_push_context(
     everything = [config for kind in sorted(indexed) for config in indexed[kind]]
     return PushContext(
         mesh=mesh,
+        registry=registry,
         services=services,
         facts=facts,
         configs=indexed,
