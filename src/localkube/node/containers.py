@@ -73,6 +73,11 @@ class Host(Protocol):
         """Return a unique id of a run."""
 
 
+async def first_of(*futures: asyncio.Future[Any]) -> None:
+    """Return when one of ``futures`` is done; none is cancelled."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
 class ContainerRunner:
     """See the module's docstring. ``run`` in a task; ``stop`` from elsewhere."""
 
@@ -86,6 +91,7 @@ class ContainerRunner:
         self.process: Process | None = None
         self.stdin: int | None = None
         self.first_start = asyncio.Event()
+        self.done = asyncio.Event()
         self.ready_to_follow = asyncio.Event()
         """A sidecar has passed its startup probe: the next container may start."""
         self._host = host
@@ -116,10 +122,11 @@ class ContainerRunner:
             self.record.finished = True
             self.record.ready = False
             self.first_start.set()
+            self.done.set()
             if self.log:
                 self.log.close()
-            await self._tasks.close()
             self._host.changed()
+            await self._tasks.close()
 
     async def _start(self) -> bool:
         """Bring one run up; return False if it could not be, after a pause."""
@@ -256,9 +263,9 @@ class ContainerRunner:
         state = self.record.state
         started_at = state.started_at if isinstance(state, Running) else ""
         began = clock.monotonic()
-        stopped = asyncio.ensure_future(self._stopping.wait())
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait([self.process.exited, stopped], return_when="FIRST_COMPLETED")
+            await first_of(self.process.exited, stopped)
             if not self.process.exited.done():
                 await self._end_process(f"Stopping container {self.record.name}", self._grace())
         finally:
@@ -292,8 +299,8 @@ class ContainerRunner:
 
     # -- ending ------------------------------------------------------------------------------
 
-    async def stop(self, grace_s: float) -> None:
-        """Ask the container to end within ``grace_s`` seconds; ``run`` returns then."""
+    def stop(self, grace_s: float) -> None:
+        """Ask the container to end within ``grace_s`` seconds; ``done`` is set then."""
         self._grace_override = grace_s
         self._stopping.set()
 
@@ -389,7 +396,7 @@ class ContainerRunner:
         assert self.process is not None
         running = asyncio.ensure_future(self._hook(hook, _HOOK_LIMIT_S))
         stopped = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait([running, self.process.exited, stopped], return_when="FIRST_COMPLETED")
+        await first_of(running, self.process.exited, stopped)
         stopped.cancel()
         if not running.done():
             running.cancel()
@@ -402,7 +409,7 @@ class ContainerRunner:
     async def _pre_stop(self, hook: Mapping[str, Any], grace_s: float) -> None:
         assert self.process is not None
         running = asyncio.ensure_future(self._hook(hook, grace_s))
-        await asyncio.wait([running, self.process.exited], return_when="FIRST_COMPLETED")
+        await first_of(running, self.process.exited)
         if not running.done():
             running.cancel()
             return
@@ -435,7 +442,7 @@ class ContainerRunner:
         async def until_exit() -> None:
             work = asyncio.ensure_future(watch())
             try:
-                await asyncio.wait([work, process.exited], return_when="FIRST_COMPLETED")
+                await first_of(work, process.exited)
             finally:
                 work.cancel()
 
@@ -499,7 +506,7 @@ class ContainerRunner:
         running = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait([running, stopped], return_when="FIRST_COMPLETED")
+            await first_of(running, stopped)
         finally:
             running.cancel()
             stopped.cancel()

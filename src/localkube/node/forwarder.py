@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,7 +77,7 @@ class Forwarder:
         self._reported: dict[str, Any] = {}
         self._log = structlog.get_logger("localkube.node.forwarder")
 
-    async def sync(self, services: list[Mapping[str, Any]]) -> None:
+    async def sync(self, services: Sequence[Mapping[str, Any]]) -> None:
         """Open and close listeners so that they are those of ``services``."""
         async with self._lock:
             wanted = {

@@ -20,6 +20,7 @@ from localkube.client import ApiClient, Informer
 from localkube.client.resources import ENDPOINT_SLICES, PODS, SERVICES
 from localkube.kit.hostsockets import HostSockets
 from localkube.kit.tasks import Tasks
+from localkube.kit import namespaces as ns
 from localkube.node.catalogue import Catalogue
 from localkube.node.dns_server import DnsServer, host_socket_maker, read_resolv_conf
 from localkube.node.events import EventRecorder
@@ -33,7 +34,6 @@ from localkube.node.objects import ReferencedObjects
 from localkube.node.podfiles import DnsSettings
 from localkube.node.podworker import NodeServices, PodWorker
 from localkube.node.registration import NodeIdentity, Registration, read_resources
-from localkube.node.runtime import syscalls as sc
 from localkube.node.runtime.processes import Runtime
 
 _COALESCE_S: Final = 0.01
@@ -220,12 +220,12 @@ class _Directories:
         for path in (self.staging, self.memory, self.disk, self.logs):
             path.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
-        sc.mount("tmpfs", str(self.memory), "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=700")
+        ns.mount("tmpfs", str(self.memory), "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=700")
 
     def remove(self) -> None:
         """Unmount and delete."""
         try:
-            sc.umount(str(self.memory))
+            ns.umount(str(self.memory))
         except OSError:
             pass  # it was not mounted
         shutil.rmtree(self.root, ignore_errors=True)

@@ -20,12 +20,12 @@ from typing import Any, Final
 
 import structlog
 
-from localkube.client import ApiClient, ApiConnectionError, ApiStatusError, PatchType
+from localkube.client import ApiClient, ApiConnectionError, ApiStatusError
 from localkube.client.resources import PODS
 from localkube.kit import clock
 from localkube.kit.tasks import Tasks, backoff
 from localkube.node.catalogue import Catalogue, Image
-from localkube.node.containers import ContainerRunner
+from localkube.node.containers import ContainerRunner, first_of
 from localkube.node.environment import (
     NodeResources,
     build_environment,
@@ -52,6 +52,7 @@ from localkube.node.pod_status import (
     build_status,
     container_kind,
 )
+from localkube.node.pod_status_writer import StatusWriter
 from localkube.node.podfiles import DnsSettings, build_hosts, build_resolv_conf, pod_hostname
 from localkube.node.runtime.processes import Process, ProcessSpec, Runtime, Sandbox, StartError
 from localkube.node.runtime.rootfs import Plan, VolumeMount
@@ -59,7 +60,6 @@ from localkube.node.tokens import PodTokens
 from localkube.node.volumes import PodVolumes, VolumeContext, VolumeError
 
 _DEFAULT_GRACE_S: Final = 30.0
-_COALESCE_S: Final = 0.005
 _MOUNT_RETRY_S: Final = 0.5
 _OVER: Final = ("Succeeded", "Failed")
 
@@ -103,14 +103,14 @@ class PodWorker:
         self.grace_s = float(pod["spec"].get("terminationGracePeriodSeconds") or _DEFAULT_GRACE_S)
         self._node = node
         self._tasks = Tasks(f"pod {self.namespace}/{self.name}")
-        self._dirty = asyncio.Event()
+        self._container_tasks = Tasks(f"pod {self.namespace}/{self.name} containers")
         self._ending = asyncio.Event()
         self._vanished = asyncio.Event()
         self._updated = asyncio.Event()
         self._volume_paths: dict[str, Path] = {}
         self._records: list[ContainerRecord] = []
-        self._facts_phase = ("", "", "")
-        self._sent: dict[str, Any] | None = None
+        self._verdict = ("", "", "")
+        self._status = StatusWriter(node.client, self)
         old = pod.get("status") or {}
         self._start_time = old.get("startTime") or clock.rfc3339(clock.now())
         self._tokens = PodTokens(node.client, pod)
@@ -133,7 +133,7 @@ class PodWorker:
         """Begin."""
         for container in self._containers():
             self._records.append(self._new_record(container))
-        self._tasks.spawn("status", self._write_status, restart=True)
+        self._tasks.spawn("status", self._status.serve, restart=True)
         self._tasks.spawn("life", self._life)
 
     def update(self, pod: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ class PodWorker:
                 runner.record.image = container.get("image") or ""
                 runner.restart(f"Container {container['name']} definition changed, restarting")
         # Conditions of other controllers (readiness gates) are part of what Ready means.
-        self._dirty.set()
+        self._status.changed()
 
     def vanish(self) -> None:
         """The object is gone (a forced deletion): end at once."""
@@ -169,7 +169,9 @@ class PodWorker:
         """Return why a container has not run yet; None if the pod has no such container."""
         for record in self._records:
             if record.name == container:
-                return record.state.reason if isinstance(record.state, Waiting) else "PodInitializing"
+                return (
+                    record.state.reason if isinstance(record.state, Waiting) else "PodInitializing"
+                )
         return None
 
     def references_changed(self) -> None:
@@ -194,7 +196,7 @@ class PodWorker:
 
     def changed(self) -> None:
         """Write the status soon."""
-        self._dirty.set()
+        self._status.changed()
 
     def event(self, kind: str, reason: str, message: str, container: str = "") -> None:
         """Record an Event about the pod, or one of its containers."""
@@ -266,7 +268,8 @@ class PodWorker:
 
     def termination_file(self, container: str) -> Path:
         """Return the host file of the termination message."""
-        return self._memory_dir / "termination" / container
+        path: Path = self._memory_dir / "termination" / container
+        return path
 
     def probe_address(self) -> str:
         """Return where the pod listens."""
@@ -297,7 +300,7 @@ class PodWorker:
                     [running, ending], return_when="FIRST_COMPLETED", timeout=deadline
                 )
                 if not running.done() and not self._ending.is_set():
-                    self._facts_phase = (
+                    self._verdict = (
                         "Failed",
                         "DeadlineExceeded",
                         "Pod was active on the node longer than the specified deadline",
@@ -308,7 +311,7 @@ class PodWorker:
         await self._stop_containers()
         self._remove_sandbox()
         await self._release_network()
-        self._dirty.set()
+        self._status.changed()
         await self._node.objects.release(self.uid)
         await self._ending.wait()
         await self._finish()
@@ -320,7 +323,7 @@ class PodWorker:
             assert self.sandbox is not None
             work = asyncio.ensure_future(self._run_containers())
             try:
-                await asyncio.wait([work, self.sandbox.exited], return_when="FIRST_COMPLETED")
+                await first_of(work, self.sandbox.exited)
             finally:
                 work.cancel()
             if work.done() and not work.cancelled():
@@ -365,7 +368,7 @@ class PodWorker:
         (etc / "resolv.conf").write_text(build_resolv_conf(self.pod, node.dns))
         (etc / "hosts").write_text(build_hosts(self.pod, self.address, node.dns))
         (etc / "hostname").write_text(pod_hostname(self.pod) + "\n")
-        self._dirty.set()
+        self._status.changed()
 
     async def _prepare_volumes(self) -> None:
         attempt_number = 0
@@ -386,8 +389,7 @@ class PodWorker:
                 continue
 
     async def _run_containers(self) -> None:
-        tasks = Tasks(f"pod {self.namespace}/{self.name} containers")
-        self._container_tasks = tasks
+        self._container_tasks = tasks = Tasks(f"pod {self.namespace}/{self.name} containers")
         policy = self.pod["spec"].get("restartPolicy") or "Always"
         for container in self.pod["spec"].get("initContainers") or []:
             runner = self._new_runner(container, policy)
@@ -426,19 +428,10 @@ class PodWorker:
         for group in rounds:
             left = max(0.0, end - clock.monotonic())
             for runner in group:
-                await runner.stop(left)
-                if group:
-                await self._wait_finished(group)
-        tasks = getattr(self, "_container_tasks", None)
-        if tasks is not None:
-            await tasks.close()
-
-    async def _wait_finished(self, group: list[ContainerRunner]) -> None:
-        while any(not r.record.finished for r in group):
-            if self._vanished.is_set():
-                for runner in group:
-                    runner.hurry()
-            await asyncio.sleep(0.01)
+                runner.stop(left)
+            for runner in group:
+                await runner.done.wait()
+        await self._container_tasks.close()
 
     def _remove_sandbox(self) -> None:
         if self.sandbox is not None and not self.sandbox.exited.done():
@@ -456,7 +449,7 @@ class PodWorker:
         self._volumes.remove()
         shutil.rmtree(self._memory_dir, ignore_errors=True)
         if not self._vanished.is_set():
-            await self._send_status()
+            await self._status.send()
             await self._delete_object()
         shutil.rmtree(self._log_dir, ignore_errors=True)
         self.finished.set()
@@ -480,81 +473,25 @@ class PodWorker:
 
     # -- status ------------------------------------------------------------------------------
 
-    async def _write_status(self) -> None:
-        attempt_number = 0
-        self._dirty.set()
-        while True:
-            await self._dirty.wait()
-            await asyncio.sleep(_COALESCE_S)
-            self._dirty.clear()
-            if await self._send_status():
-                attempt_number = 0
-                continue
-            self._dirty.set()
-            await asyncio.sleep(backoff(attempt_number, 0.2, 10.0))
-            attempt_number += 1
+    def current_status(self, conditions: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the status as of now, None if it is final already.
 
-    async def _send_status(self) -> bool:
-        """Write the status if it changed; return False if it has to be tried again."""
+        ``conditions`` are those that the API has, as far as known.
+        """
         if (self.pod.get("status") or {}).get("phase") in _OVER and not self.runners:
-            return True
-        status = self.current_status()
-        if status == self._sent:
-            return True
-        patch = {"metadata": {"uid": self.uid}, "status": status}
-        try:
-            await self._node.client.patch(
-                PODS,
-                self.name,
-                patch,
-                self.namespace,
-                type=PatchType.STRATEGIC,
-                subresource="status",
-            )
-        except ApiStatusError as error:
-            if error.not_found or error.conflict:
-                return True  # the object is gone, or another of the same name has come
-            self._node.log.warning("status not written", pod=self.name, error=str(error))
-            return False
-        except ApiConnectionError as error:
-            self._node.log.info("status not written yet", pod=self.name, error=str(error))
-            return False
-        self._sent = status
-        return True
-
-    def current_status(self) -> dict[str, Any]:
-        """Return the pod's status as of now."""
-        phase, reason, message = self._facts_phase
-        address = self.address or (self.pod.get("status") or {}).get("podIP") or ""
+            return None
+        phase, reason, message = self._verdict
         facts = PodFacts(
             host_ip=self._node.node_ip,
-            pod_ip=address,
+            pod_ip=self.address or (self.pod.get("status") or {}).get("podIP") or "",
             start_time=self._start_time,
             sandbox_ready=self.sandbox is not None and bool(self.address),
             phase=phase,
             reason=reason,
             message=message,
         )
-        base = self.pod
-        if self._sent is not None:
-            # Our own conditions as last written; the informer may be behind.
-            own = {c["type"]: c for c in self._sent["conditions"]}
-            others = [
-                c
-                for c in (self.pod.get("status") or {}).get("conditions") or []
-                if c["type"] not in own or c["type"] in _gates(self.pod)
-            ]
-            base = {
-                **self.pod,
-                "status": {
-                    **(self.pod.get("status") or {}),
-                    "conditions": [
-                        *(c for c in own.values() if c["type"] not in _gates(self.pod)),
-                        *others,
-                    ],
-                },
-            }
-        return build_status(base, self._records, facts, clock.rfc3339(clock.now()))
+        pod = {**self.pod, "status": {**(self.pod.get("status") or {}), "conditions": conditions}}
+        return build_status(pod, self._records, facts, clock.rfc3339(clock.now()))
 
     # -- small steps -------------------------------------------------------------------------
 
@@ -651,7 +588,3 @@ class PodWorker:
                     for key in ("configMap", "secret", "projected", "downwardAPI")
                 )
         return False
-
-
-def _gates(pod: Mapping[str, Any]) -> set[str]:
-    return {g["conditionType"] for g in pod["spec"].get("readinessGates") or []}

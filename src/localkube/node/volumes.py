@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from localkube.kit import namespaces as ns
 from localkube.node.environment import (
     MissingReference,
     NodeResources,
@@ -24,7 +25,6 @@ from localkube.node.environment import (
     resolve_field,
     resolve_resource,
 )
-from localkube.node.runtime import syscalls as sc
 
 DATA_LINK: Final = "..data"
 _DEFAULT_MODE: Final = 0o644
@@ -63,7 +63,7 @@ def write_atomically(directory: Path, payload: Payload) -> bool:
     """Make ``payload`` the content of ``directory`` in one step; return whether it changed."""
     directory.mkdir(parents=True, exist_ok=True)
     link = directory / DATA_LINK
-    old = directory / os.readlink(link) if link.is_symlink() else None
+    old = directory / link.readlink() if link.is_symlink() else None
     if old is not None and _read_payload(old) == payload:
         return False
     new = directory / f"..{secrets.token_hex(6)}"
@@ -156,7 +156,7 @@ class PodVolumes:
         """Delete everything of the pod."""
         for path in self._mounted:
             try:
-                sc.umount(str(path))
+                ns.umount(path)
             except OSError:
                 continue
         self._mounted.clear()
@@ -164,7 +164,7 @@ class PodVolumes:
         shutil.rmtree(self._context.disk_dir, ignore_errors=True)
 
     async def _prepare_one(self, pod: Mapping[str, Any], volume: Mapping[str, Any]) -> Path:
-        name = volume["name"]
+        name: str = volume["name"]
         if volume.get("emptyDir") is not None:
             return self._empty_dir(name, volume["emptyDir"])
         if volume.get("hostPath"):
@@ -183,7 +183,7 @@ class PodVolumes:
         if source.get("medium") != "Memory":
             directory = self._context.disk_dir / name
             directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(0o777)  # noqa: S103 - emptyDir is for every user of the pod
+            directory.chmod(0o777)
             return directory
         directory = self._context.memory_dir / name
         if directory not in self._mounted:
@@ -192,8 +192,8 @@ class PodVolumes:
             size = ""
             if limit:
                 size = f",size={int(parse_quantity(limit))}"
-            flags = sc.MS_NOSUID | sc.MS_NODEV
-            sc.mount("tmpfs", str(directory), "tmpfs", flags, f"mode=777{size}")
+            flags = ns.MS_NOSUID | ns.MS_NODEV
+            ns.mount("tmpfs", str(directory), "tmpfs", flags, f"mode=777{size}")
             self._mounted.append(directory)
         return directory
 

@@ -20,9 +20,9 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from localkube.kit import namespaces as ns
 from localkube.node.network import nftables as nf
 from localkube.node.network.service_rules import TABLE, ServicePort, build_changes, build_table
-from localkube.node.runtime import syscalls as sc
 
 # veth has no medium that would limit it; large packets save most of the per-packet work.
 _MTU = 65520
@@ -126,11 +126,11 @@ class PodNetwork:
         try:
             peer = {"ifname": "eth0", "net_ns_fd": namespace, "mtu": _MTU}
             self._routes.link("add", ifname=name, kind="veth", mtu=_MTU, peer=peer)
-            sc.setns(namespace, sc.CLONE_NEWNET)
+            ns.setns(namespace, ns.CLONE_NEWNET)
             try:
                 inside = IPRoute()
             finally:
-                sc.setns(self._home, sc.CLONE_NEWNET)
+                ns.setns(self._home, ns.CLONE_NEWNET)
         finally:
             os.close(namespace)
         with inside:

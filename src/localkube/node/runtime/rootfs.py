@@ -14,6 +14,7 @@ import os
 import stat
 from typing import TypedDict
 
+from localkube.kit import namespaces as ns
 from localkube.node.runtime import syscalls as sc
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -111,10 +112,13 @@ class RootBuilder:
         old = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             mode = stat.S_IMODE(os.fstat(old).st_mode) | 0o700
-            sc.mount("tmpfs", directory, "tmpfs", sc.MS_NOSUID, f"mode={mode:o}")
+            ns.mount("tmpfs", directory, "tmpfs", ns.MS_NOSUID, f"mode={mode:o}")
             for name in names:
                 if not (without_dot_entries and name.startswith(".")):
                     self._reproduce(f"/proc/self/fd/{old}/{name}", f"{directory}/{name}")
+            # All entries at once, then the tmpfs itself back: one system call each.
+            ns.set_read_only(directory)
+            ns.mount("tmpfs", directory, flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_NOSUID)
         finally:
             os.close(old)
 
@@ -125,8 +129,7 @@ class RootBuilder:
                 os.symlink(os.readlink(source), target)
                 return
             self._create(target, stat.S_ISDIR(mode))
-            sc.mount(source, target, None, sc.MS_BIND | sc.MS_REC)
-            sc.set_read_only(target)
+            ns.bind(source, target)
         except OSError:
             # An entry of the host that cannot be shown (a stale mount, no permission) is left out.
             return
@@ -134,9 +137,7 @@ class RootBuilder:
     def bind(self, source: str, path: str, read_only: bool) -> None:
         """Show host ``source`` (directory or file) at ``path``."""
         target = self.make_mount_point(path, os.path.isdir(source))
-        sc.mount(source, target, None, sc.MS_BIND | sc.MS_REC)
-        if read_only:
-            sc.set_read_only(target)
+        ns.bind(source, target, read_only=read_only)
 
 
 def enter_root(plan: Plan) -> None:
@@ -145,10 +146,10 @@ def enter_root(plan: Plan) -> None:
     The caller is already in the pod's PID namespace (its /proc is mounted here). Raises OSError
     whose text names the step that failed.
     """
-    sc.unshare(sc.CLONE_NEWNS)
-    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    ns.unshare(ns.CLONE_NEWNS)
+    ns.make_mounts_private()
     root = plan["staging"]
-    sc.mount("tmpfs", root, "tmpfs", sc.MS_NOSUID, "mode=755")
+    ns.mount("tmpfs", root, "tmpfs", ns.MS_NOSUID, "mode=755")
     builder = RootBuilder(root)
     _show_host(builder, plan)
     _make_own_places(builder, plan)
@@ -156,7 +157,8 @@ def enter_root(plan: Plan) -> None:
         builder.bind(volume["source"], volume["target"], volume["read_only"])
     os.makedirs(builder.make_mount_point(plan["working_dir"], True), exist_ok=True)
     if plan["read_only"]:
-        sc.set_read_only(root, recursive=False)
+        flags = ns.MS_REMOUNT | ns.MS_BIND | ns.MS_NOSUID | ns.MS_RDONLY
+        ns.mount("tmpfs", root, flags=flags)
     os.chdir(root)
     sc.pivot_root_here()
     os.chdir(plan["working_dir"])
@@ -174,7 +176,7 @@ def _show_host(builder: RootBuilder, plan: Plan) -> None:
     for path in plan["hide"]:
         target = builder.inside(path)
         if os.path.isdir(target):
-            sc.mount("tmpfs", target, "tmpfs", sc.MS_NOSUID | sc.MS_RDONLY, "mode=755,size=4k")
+            ns.mount("tmpfs", target, "tmpfs", ns.MS_NOSUID | ns.MS_RDONLY, "mode=755,size=4k")
 
 
 def _make_own_places(builder: RootBuilder, plan: Plan) -> None:
@@ -200,10 +202,10 @@ def _make_own_places(builder: RootBuilder, plan: Plan) -> None:
     if not os.path.lexists(f"{root}/var/run"):
         os.symlink("/run", f"{root}/var/run")
     _make_devices(root, plan["privileged"])
-    sc.mount("proc", f"{root}/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+    ns.mount("proc", f"{root}/proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
     try:
-        flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC | sc.MS_RDONLY
-        sc.mount("sysfs", f"{root}/sys", "sysfs", flags)
+        flags = ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC | ns.MS_RDONLY
+        ns.mount("sysfs", f"{root}/sys", "sysfs", flags)
     except OSError:
         # Some hosts hide parts of their sysfs, then no user namespace may mount a fresh one;
         # programs treat a missing /sys as "unknown hardware".
@@ -219,7 +221,7 @@ def _make_devices(root: str, privileged: bool) -> None:
             continue
         os.makedirs(os.path.dirname(f"{dev}/{name}"), exist_ok=True)
         os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-        sc.mount(f"/dev/{name}", f"{dev}/{name}", None, sc.MS_BIND)
+        ns.mount(f"/dev/{name}", f"{dev}/{name}", flags=ns.MS_BIND)
     for name, target in (
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
@@ -230,6 +232,6 @@ def _make_devices(root: str, privileged: bool) -> None:
         os.symlink(target, f"{dev}/{name}")
     os.mkdir(f"{dev}/pts")
     options = "newinstance,ptmxmode=0666,mode=0620"
-    sc.mount("devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, options)
+    ns.mount("devpts", f"{dev}/pts", "devpts", ns.MS_NOSUID | ns.MS_NOEXEC, options)
     os.mkdir(f"{dev}/shm")
     os.chmod(f"{dev}/shm", 0o1777)  # noqa: S103 - what /dev/shm is on every host

@@ -24,11 +24,12 @@ import socket
 import struct
 from typing import Any, NoReturn
 
+from localkube.kit import namespaces as ns
 from localkube.node.runtime import rootfs
 from localkube.node.runtime import syscalls as sc
 
 CONTROL_FD = 3
-_POD_NAMESPACES = sc.CLONE_NEWNET | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
+_POD_NAMESPACES = ns.CLONE_NEWNET | ns.CLONE_NEWUTS | ns.CLONE_NEWIPC
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _TIOCSCTTY, _TIOCSWINSZ = 0x540E, 0x5414
 _HEADER = struct.Struct("!I")
@@ -78,11 +79,12 @@ class Zygote:
     def serve(self) -> None:
         """Answer requests until the agent closes the control socket."""
         while True:
-            readable, _, _ = select.select([self._control, self._wakeup], [], [])
+            control = self._control.fileno()
+            readable, _, _ = select.select([control, self._wakeup], [], [])
             if self._wakeup in readable:
                 os.read(self._wakeup, 4096)
             self._reap()
-            if self._control in readable:
+            if control in readable:
                 message, fds = receive_message(self._control)
                 if message is None:
                     return
@@ -115,19 +117,19 @@ class Zygote:
     def _fork_in(self, pidns: int | None) -> int:
         """Fork into PID namespace ``pidns``, or into a new one (None); return as fork does."""
         if pidns is None:
-            sc.unshare(sc.CLONE_NEWPID)
+            ns.unshare(ns.CLONE_NEWPID)
         else:
-            sc.setns(pidns, sc.CLONE_NEWPID)
+            ns.setns(pidns, ns.CLONE_NEWPID)
         try:
             pid = os.fork()
         except OSError:
-            sc.setns(self._own_pidns, sc.CLONE_NEWPID)
+            ns.setns(self._own_pidns, ns.CLONE_NEWPID)
             raise
         if pid == 0:
             signal.set_wakeup_fd(-1)
             self._control.close()
             return 0
-        sc.setns(self._own_pidns, sc.CLONE_NEWPID)
+        ns.setns(self._own_pidns, ns.CLONE_NEWPID)
         return pid
 
     def _start_sandbox(self, message: dict[str, Any], fds: list[int]) -> int:
@@ -155,12 +157,12 @@ def _be_sandbox(message: dict[str, Any], fds: list[int]) -> NoReturn:
     """Be the init process of a pod: own its namespaces, reap orphans, do nothing else."""
     status = socket.socket(fileno=fds[0])
     try:
-        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        ns.die_with_parent(signal.SIGKILL)
         os.setsid()
-        namespaces = sc.CLONE_NEWNS | sc.CLONE_NEWIPC
+        namespaces = ns.CLONE_NEWNS | ns.CLONE_NEWIPC
         if not message["host_network"]:
-            namespaces |= sc.CLONE_NEWNET | sc.CLONE_NEWUTS
-        sc.unshare(namespaces)
+            namespaces |= ns.CLONE_NEWNET | ns.CLONE_NEWUTS
+        ns.unshare(namespaces)
         if not message["host_network"]:
             sc.sethostname(message["hostname"])
             _loopback_up()
@@ -201,9 +203,9 @@ def _be_process(message: dict[str, Any], pidfds: list[int], fds: list[int]) -> N
     status = socket.socket(fileno=fds[0])
     try:
         os.setsid()
-        sc.setns(pidfds[0], _POD_NAMESPACES)
+        ns.setns(pidfds[0], _POD_NAMESPACES)
         if message.get("join"):
-            sc.setns(pidfds[1], sc.CLONE_NEWNS)
+            ns.setns(pidfds[1], ns.CLONE_NEWNS)
             os.chdir(message["cwd"])
         else:
             rootfs.enter_root(message["rootfs"])
@@ -242,7 +244,7 @@ def _restrict(message: dict[str, Any]) -> None:
     os.umask(0o022)
     sc.keep_capabilities(frozenset(message["capabilities"]))
     if message["no_new_privileges"]:
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        ns.no_new_privileges()
 
 
 def _execute(message: dict[str, Any]) -> NoReturn:
@@ -262,7 +264,7 @@ def _fail(status: socket.socket, error: OSError) -> NoReturn:
 
 def main() -> None:
     """Serve on descriptor 3 until the agent goes away."""
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    ns.die_with_parent(signal.SIGKILL)
     os.set_inheritable(CONTROL_FD, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
