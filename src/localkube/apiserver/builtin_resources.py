@@ -74,8 +74,7 @@ def _core() -> list[Resource]:
             "pods",
             "Pod",
             "po",
-            sub="status log exec attach portforward proxy binding eviction ephemeralcontainers "
-            "resize",
+            sub="status log exec attach portforward proxy binding eviction",
             categories="all",
         ),
         _resource("v1", "podtemplates", "PodTemplate"),

@@ -63,11 +63,19 @@ class Policy(Protocol):
     async def validate(self, operation: Operation) -> None:
         """Run validating admission; raise ApiError to reject."""
 
-    async def review(self, resource: Resource, obj: JsonObject, user: User) -> JsonObject:
+    async def review(
+        self, resource: Resource, obj: JsonObject, user: User, namespace: str
+    ) -> JsonObject:
         """Answer a TokenReview, SubjectAccessReview or one of their relatives."""
 
-    async def issue_token(self, account: JsonObject, request: JsonObject, user: User) -> JsonObject:
+    async def issue_token(self, namespace: str, name: str, request: JsonObject) -> JsonObject:
         """Answer a TokenRequest for a ServiceAccount."""
+
+    def openid_configuration(self, jwks_uri: str) -> JsonObject:
+        """Return the OpenID discovery document of service account tokens."""
+
+    def jwks(self) -> JsonObject:
+        """Return the public keys that verify service account tokens."""
 
     def openapi_v2(self) -> bytes:
         """Return /openapi/v2 as JSON."""

@@ -257,7 +257,7 @@ async def _follow(
                 await _send(response, b"".join(rendered))
             continue
         now = loop.time()
-        ending = now >= deadline or call.server.closing.is_set()
+        ending = now >= deadline or call.server.closing.is_set() or not _still_served(call)
         if bookmarks and (ending or now >= next_bookmark):
             await _send(response, events.bookmark(revision))
             next_bookmark = now + _BOOKMARK_S
@@ -269,6 +269,12 @@ async def _follow(
             await wake.wait()
         finally:
             handle.cancel()
+
+
+def _still_served(call: Call) -> bool:
+    resource = call.resource
+    table = call.server.table
+    return table.lookup(resource.group, resource.version, resource.plural) is not None
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from localkube.apiserver import errors, managed_fields
+from localkube.apiserver import crd, errors, managed_fields
 from localkube.apiserver.admission_contract import Operation
 from localkube.apiserver.context import Server, WriteOptions
 from localkube.apiserver.errors import ApiError, FieldError
@@ -37,6 +37,7 @@ Transform = Callable[[JsonObject], JsonObject]
 _NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _MAX_GENERATED_BASE = 58
 _ATTEMPTS = 8
+_CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 
 
 class ObjectWriter:
@@ -93,6 +94,7 @@ class ObjectWriter:
         name = obj["metadata"]["name"]
         obj = self._decode(resource, obj, options)
         self._check_namespace(resource, namespace)
+        self._check_terminating_kind(resource)
         obj = prepare_create(resource, obj, server.timestamp())
         operation = Operation(
             verb="CREATE",
@@ -116,6 +118,7 @@ class ObjectWriter:
             obj = self._own(resource, "", None, obj, options)
         if resource.storage == "services":
             self._allocate(obj, None)
+        self._complete_status(resource, obj)
         # Awaiting admission took time: the namespace may have begun to go.
         self._check_namespace(resource, namespace)
         obj = to_storage(resource, obj)
@@ -134,6 +137,17 @@ class ObjectWriter:
             raise errors.not_found("namespaces", namespace)
         if stored.object["metadata"].get("deletionTimestamp"):
             raise _terminating(resource, namespace)
+
+    def _check_terminating_kind(self, resource: Resource) -> None:
+        if resource.crd is None:
+            return
+        stored = self._server.store.get(_CRDS, "", resource.qualified)
+        if stored is not None and stored.object["metadata"].get("deletionTimestamp"):
+            raise ApiError(
+                405,
+                "MethodNotAllowed",
+                "create not allowed while custom resource definition is terminating",
+            )
 
     # -- update -----------------------------------------------------------------------------
 
@@ -240,6 +254,7 @@ class ObjectWriter:
             new = self._own(resource, subresource, old, new, options)
         if resource.storage == "services":
             self._allocate(new, old)
+        self._complete_status(resource, new)
         return self._store_update(resource, stored, to_storage(resource, new), options)
 
     def _store_update(
@@ -299,6 +314,12 @@ class ObjectWriter:
         server = self._server
         node = server.schema_node(resource)
         return managed_fields.record_update(old, new, node, writer, server.timestamp())
+
+    def _complete_status(self, resource: Resource, obj: JsonObject) -> None:
+        """A CRD is established in the same write, so that its objects can follow at once."""
+        if resource.storage == _CRDS:
+            others = (one.object for one in self._server.store.list(_CRDS))
+            obj["status"] = crd.build_status(obj, others, self._server.timestamp())
 
     def _allocate(self, service: JsonObject, old: JsonObject | None) -> None:
         stored = (one.object for one in self._server.store.list("services"))
