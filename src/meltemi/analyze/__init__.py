@@ -1,0 +1,1 @@
+"""Objects -> findings about how they fit together. ``analysis.analyze`` is the front."""

@@ -27,6 +27,8 @@ from meltemi.model.frozen import EMPTY_MAP, FrozenMap, freeze
 from meltemi.model.origin import Finding, Level
 
 SCHEMA = "IST0106"  # SchemaValidationError
+SCHEMA_WARNING = "IST0133"  # SchemaWarning
+_SHOWN = 12  # names that a message lists
 SpecT = TypeVar("SpecT", bound=Spec)
 
 _MISSING: Any = object()
@@ -59,7 +61,7 @@ class Report:
         """A mistake that makes the object unusable."""
         self.add(path, text, remedy, fatal=True)
 
-    def warn(self, path: str, text: str, remedy: str = "", code: str = SCHEMA) -> None:
+    def warn(self, path: str, text: str, remedy: str = "", code: str = SCHEMA_WARNING) -> None:
         """Something that works but probably not as meant."""
         self.add(path, text, remedy, Level.WARNING, code)
 
@@ -194,9 +196,7 @@ def _record(shape: Record, value: Any, path: str, report: Report) -> Any:
         if field is None:
             guess = nearest(str(key), shape.fields)
             remedy = (
-                f'did you mean "{guess}"?'
-                if guess
-                else f"known fields: {', '.join(shape.fields) or 'none'}"
+                f'did you mean "{guess}"?' if guess else f"known fields: {_listed(shape.fields)}"
             )
             report.add(join(path, str(key)), f"unknown field {quoted(key)}", remedy)
             continue
@@ -217,6 +217,13 @@ def _record(shape: Record, value: Any, path: str, report: Report) -> Any:
                 f"keep one of {', '.join(given)}",
             )
     return shape.cls(**found)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names for a message: not all of a long list."""
+    known = list(names)
+    more = f", ... ({len(known) - _SHOWN} more)" if len(known) > _SHOWN else ""
+    return ", ".join(known[:_SHOWN]) + more if known else "none"
 
 
 def _is_set(value: Any) -> bool:

@@ -271,7 +271,8 @@ def client_tls(settings: ClientTLSSettings | None, path: str, report: Report) ->
     ):
         text = "no caCertificates: the server is verified against the system's authorities"
         remedy = "set caCertificates to verify against another authority"
-        report.add(path, text, remedy, level=Level.INFO, code="IST0129")
+        code = "IST0129" if "portLevelSettings" in path else "IST0128"
+        report.add(path, text, remedy, level=Level.INFO, code=code)
 
 
 def _is_prime(number: int) -> bool:

@@ -207,7 +207,7 @@ def _resolution(spec: ServiceEntry, report: Report) -> None:
         report.error("spec.endpoints", text, "use resolution STATIC or DNS")
     if kind == "STATIC" and not spec.endpoints and spec.workload_selector is None:
         text = "resolution STATIC has no endpoints"
-        report.warn("spec.resolution", text, "add endpoints or a workloadSelector", "IST0134")
+        report.warn("spec.resolution", text, "add endpoints or a workloadSelector")
     if kind in ("DNS", "DNS_ROUND_ROBIN"):
         if wild and not spec.endpoints:
             text = f"a wildcard host cannot be resolved by {kind}"
@@ -226,7 +226,9 @@ def _resolution(spec: ServiceEntry, report: Report) -> None:
         for index, port in enumerate(spec.ports):
             if port.protocol.upper() in ("TCP", ""):
                 text = "without addresses, TCP to any destination on this port would match"
-                report.warn(item("spec.ports", index), text, "add addresses, or use protocol TLS")
+                report.warn(
+                    item("spec.ports", index), text, "add addresses, or use protocol TLS", "IST0134"
+                )
     known = {port.name for port in spec.ports}
     for index, endpoint in enumerate(spec.endpoints):
         path = item("spec.endpoints", index)
