@@ -16,6 +16,7 @@ import queue
 import re
 import shutil
 import socket
+import socketserver
 import subprocess
 import threading
 import time
@@ -130,6 +131,8 @@ class Backend:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 65536  # one segment per answer: no waiting for delayed acknowledgements
+            disable_nagle_algorithm = True
 
             def handle_any(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
@@ -162,12 +165,41 @@ class Backend:
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
 
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A caller that went away is part of the tests."""
+
             def server_bind(self) -> None:
                 # HTTPServer would look up the host's name, which may hang without DNS.
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(self.server_address)
                 self.server_address = self.socket.getsockname()
                 self.server_name, self.server_port = str(self.server_address[0]), 0
+
+        self.server = Server((address, port), Handler)
+        self.port = int(self.server.server_address[1])
+        self.address = address
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(5)
+
+
+class TcpBackend:
+    """A TCP application that greets with its name and echoes every line, in upper case."""
+
+    def __init__(self, name: str, address: str = "127.0.0.1", port: int = 0) -> None:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                while line := self.rfile.readline():
+                    self.wfile.write(name.encode() + b":" + line.upper())
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
 
         self.server = Server((address, port), Handler)
         self.port = int(self.server.server_address[1])
@@ -179,6 +211,17 @@ class Backend:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join(5)
+
+
+def ask(port: int, line: bytes, address: str = "127.0.0.1", timeout: float = 10.0) -> bytes:
+    """One line of TCP and the answer; empty when the connection is closed instead."""
+    with socket.create_connection((address, port), timeout) as connection:
+        connection.sendall(line)
+        connection.settimeout(timeout)
+        try:
+            return connection.makefile("rb").readline()
+        except ConnectionError:
+            return b""
 
 
 class Ads:
