@@ -71,6 +71,8 @@ def analyze(
         raws, unreadable = parse_yaml(*read_source(path))
         findings += unreadable
         for raw in raws:
+            if raw.kind != "Namespace" and not raw.metadata.get("namespace"):
+                raw.metadata["namespace"] = namespace or "default"
             config, found = load(raw)
             findings += found
             if config is not None:

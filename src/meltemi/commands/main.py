@@ -24,12 +24,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "manifest": ("install", "manifest", "print what an installation consists of"),
     "operator": ("operator", "operator", "the in-cluster operator: init, dump, remove"),
     "proxy-config": ("proxy_config", "proxy_config", "what an Envoy has: clusters, listeners, ..."),
-    "proxy-status": ("proxy_status", "proxy_status", "which proxies have which configuration"),
     "uninstall": ("install", "uninstall", "remove the mesh from a cluster"),
     "validate": ("validate", "validate", "check configuration files"),
     "version": ("version", "version", "versions of this program, the control plane, the proxies"),
 }
-ALIASES = {"apply": "install", "ps": "proxy-status", "pc": "proxy-config"}
+ALIASES = {"apply": "install", "pc": "proxy-config"}
 
 
 class VerbGroup(click.Group):
