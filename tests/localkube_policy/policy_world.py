@@ -12,7 +12,7 @@ from localkube.apiserver.admission_contract import Operation
 from localkube.apiserver.admission_wiring import ClusterPolicy
 from localkube.apiserver.authn import User
 from localkube.apiserver.builtin_resources import builtin_table
-from localkube.apiserver.errors import FieldError, invalid
+from localkube.apiserver.errors import ApiError, FieldError, invalid
 from localkube.apiserver.resources import Resource
 from localkube.apiserver.store import Store
 
@@ -62,7 +62,10 @@ class World:
 
     def check(self, obj: Object) -> list[str]:
         """The errors of a new object, as text."""
-        decoded, _ = self.decode(obj)
+        try:
+            decoded, _ = self.decode(obj)
+        except ApiError as error:
+            return [error.message]
         return _texts(self.policy.validate_create(self.resource(obj), decoded))
 
     def check_update(self, new: Object, old: Object) -> list[str]:

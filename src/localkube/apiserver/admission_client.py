@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -221,4 +222,5 @@ def _certificate_text(error: Exception) -> str:
 
 
 def _os_text(error: aiohttp.ClientConnectorError) -> str:
-    return (error.os_error.strerror or str(error.os_error)).lower()
+    number = error.os_error.errno
+    return (os.strerror(number) if number and number > 0 else str(error.os_error)).lower()

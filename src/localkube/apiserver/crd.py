@@ -256,7 +256,6 @@ def _all_names(names: Object) -> tuple[set[str], set[str]]:
 
 def _name_conflict(crd: Object, others: Iterable[Object]) -> tuple[str, str] | None:
     spec = crd["spec"]
-    words, kinds = _all_names(spec["names"])
     for other in others:
         same = other["metadata"]["name"] == crd["metadata"]["name"]
         if same or other["spec"]["group"] != spec["group"]:
@@ -264,11 +263,16 @@ def _name_conflict(crd: Object, others: Iterable[Object]) -> tuple[str, str] | N
         if not is_established(other):
             continue
         other_words, other_kinds = _all_names(other["spec"]["names"])
-        for shared in sorted(words & other_words):
-            reason = "PluralConflict" if shared == spec["names"]["plural"] else "ShortNamesConflict"
-            return reason, f'"{shared}" is already in use'
-        for shared in sorted(kinds & other_kinds):
-            return "KindConflict", f'"{shared}" is already in use'
+        for reason, names, taken in (
+            ("PluralConflict", [spec["names"]["plural"]], other_words),
+            ("SingularConflict", [spec["names"].get("singular")], other_words),
+            ("ShortNamesConflict", spec["names"].get("shortNames") or [], other_words),
+            ("KindConflict", [spec["names"]["kind"]], other_kinds),
+            ("ListKindConflict", [spec["names"].get("listKind")], other_kinds),
+        ):
+            for name in names:
+                if name in taken:
+                    return reason, f'"{name}" is already in use'
     return None
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _INFO = {"title": "Kubernetes", "version": KUBERNETES_VERSION}
 _V2_PREFIX = "#/definitions/"
 _PATCH_BODY = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch"
+_V2_ANSWERS = (
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+    "io.k8s.api.autoscaling.v1.Scale",
+)
 _PATCH_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "Patch gives a name to the body of a PATCH request.",
@@ -145,6 +149,7 @@ class OpenApi:
             generator = ResourcePaths(resource, name, list_name, strategic=resource.crd is None)
             for path, item in generator.items():
                 paths[path] = {key: _v2_operation(key, value) for key, value in item.items()}
+        names.update(_V2_ANSWERS)
         definitions = {name: _v2_node(node) for name, node in self._closure(names).items()}
         return {"swagger": "2.0", "info": _INFO, "paths": paths, "definitions": definitions}
 
