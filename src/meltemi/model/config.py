@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from meltemi.model.frozen import FrozenMap
 from meltemi.model.origin import Origin
 
 SpecT = TypeVar("SpecT", covariant=True)
 
-EMPTY: Mapping[str, str] = MappingProxyType({})
+EMPTY: Mapping[str, str] = FrozenMap()
 
 
 @dataclass(frozen=True, slots=True, order=True)
