@@ -57,6 +57,7 @@ class Informer:
         self._index_functions: dict[str, IndexFunction] = {}
         self._indexes: dict[str, dict[str, dict[str, Object]]] = {}
         self._synced = asyncio.Event()
+        self._seen = 0  # the newest resourceVersion that the list or watch has told
         self._tasks = Tasks(f"informer {resource.plural}")
         self._log = structlog.get_logger("localkube.informer").bind(resource=resource.plural)
 
@@ -81,6 +82,20 @@ class Informer:
     def by_index(self, index: str, value: str) -> list[Object]:
         """The objects for which the index's function yielded `value`."""
         return list(self._indexes[index].get(value, {}).values())
+
+    def offer(self, obj: Object) -> None:
+        """Take over the answer to a write of ours, without waiting for the watch to tell it.
+
+        Ignored if the watch has already passed that write: the object may be gone again.
+        """
+        try:
+            version = int(obj["metadata"]["resourceVersion"])
+        except (KeyError, ValueError):
+            return  # not comparable; the watch will tell
+        known = self._objects.get(object_key(obj))
+        if version <= self._seen or (known is not None and version <= int(_version(known))):
+            return
+        self._apply(object_key(obj), obj)
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -129,11 +144,11 @@ class Informer:
                     self.resource, self._namespace, resource_version=version, **self._selectors
                 ):
                     version = event.object["metadata"]["resourceVersion"]
+                    self._saw(version)
                     failures = 0
                     if event.type == "BOOKMARK":
                         continue
-                    key = object_key(event.object)
-                    self._apply(key, None if event.type == "DELETED" else event.object)
+                    self._told(event.type, event.object)
                 if monotonic() - began < _SHORT_WATCH:
                     # A server that ends watches at once (it is shutting down) must not be hammered.
                     await asyncio.sleep(backoff(failures))
@@ -176,8 +191,22 @@ class Informer:
             known = self._objects.get(key)
             if known is None or _version(known) != _version(obj):
                 self._apply(key, obj)
+        version = str(page["metadata"]["resourceVersion"])
+        self._saw(version)
         self._synced.set()
-        return str(page["metadata"]["resourceVersion"])
+        return version
+
+    def _saw(self, version: str) -> None:
+        if version.isdigit():
+            self._seen = max(self._seen, int(version))
+
+    def _told(self, kind: str, obj: Object) -> None:
+        """One event of the watch; skipped if `offer` brought a newer state of that object."""
+        key = object_key(obj)
+        known, version = self._objects.get(key), _version(obj)
+        if known is not None and version.isdigit() and int(_version(known)) >= int(version):
+            return
+        self._apply(key, None if kind == "DELETED" else obj)
 
     def _apply(self, key: str, new: Object | None) -> None:
         old = self._objects.get(key)

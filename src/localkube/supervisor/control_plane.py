@@ -100,7 +100,7 @@ async def _run(spec: RunSpec, state: StateDirectory, pki: Pki, store: Store) -> 
                 stop.set()
 
         server = tasks.spawn("api server", serve)
-        await controllers.start()
+        controllers.start()
         await stop.wait()
         await controllers.close()
         server.cancel()
