@@ -59,20 +59,24 @@ log = structlog.get_logger("ads")
 
 @dataclass(slots=True)
 class Pending:
-    """The one push that waits for a stream. ``only`` None compares everything."""
+    """The one push that waits for a stream: these names at least, everything when ``full``."""
 
     snapshot: Snapshot
-    only: dict[str, frozenset[str]] | None
+    full: bool
+    only: dict[str, frozenset[str]]
     since_s: float
 
     def merge(self, later: Pending) -> Pending:
-        """Both in one: the newer snapshot, the older wait."""
-        only: dict[str, frozenset[str]] | None = None
-        if self.only is not None and later.only is not None:
-            only = dict(self.only)
-            for type_url, names in later.only.items():
-                only[type_url] = only.get(type_url, frozenset()) | names
-        return Pending(later.snapshot, only, min(self.since_s, later.since_s))
+        """Both in one: the newer snapshot, the older wait.
+
+        Names are kept beside a full push: endpoints that changed keep their mapping object, which a full
+        comparison takes as unchanged.
+        """
+        only = dict(self.only)
+        for type_url, names in later.only.items():
+            only[type_url] = only.get(type_url, frozenset()) | names
+        full = self.full or later.full
+        return Pending(later.snapshot, full, only, min(self.since_s, later.since_s))
 
 
 @dataclass(eq=False, slots=True)
@@ -95,7 +99,7 @@ class Connection:
         self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float
     ) -> None:
         """Let the stream know of a newer snapshot; it is woken by ``Connections.wake``."""
-        later = Pending(self.visible(snapshot), only, since_s)
+        later = Pending(self.visible(snapshot), only is None, only or {}, since_s)
         self.pending = later if self.pending is None else self.pending.merge(later)
 
     def visible(self, snapshot: Snapshot) -> Snapshot:
@@ -120,7 +124,7 @@ class Source(Protocol):
         """The answer to a debug request such as ``syncz``."""
         ...
 
-    def rejected(self, connection: Connection, event: Rejected) -> Mapping[str, Any]:
+    def rejected(self, connection: Connection, event: Rejected) -> Mapping[str, object]:
         """A proxy refused a response; returns what to log: the origins of the resources."""
         ...
 
@@ -179,8 +183,9 @@ class DiscoveryServer:
         metrics: Metrics,
         clock: Clock,
         limits: Limits | None = None,
+        connections: Connections | None = None,
     ) -> None:
-        self.connections = Connections()
+        self.connections = connections if connections is not None else Connections()
         self._source = source
         self._authenticator = authenticator
         self._metrics = metrics
@@ -336,7 +341,9 @@ class DiscoveryServer:
         connection.snapshot = pending.snapshot
         started = self._clock.monotonic()
         self._metrics.queue_time.observe(max(0.0, started - pending.since_s))
-        sends = connection.stream.push(pending.snapshot, pending.only)
+        sends = connection.stream.push(pending.snapshot, pending.only) if pending.only else []
+        if pending.full:
+            sends += connection.stream.push(pending.snapshot)
         await self._write(context, connection, sends, started, "push")
         if sends:
             self._metrics.convergence.observe(max(0.0, self._clock.monotonic() - pending.since_s))
