@@ -183,6 +183,7 @@ class _Frame:
     path: str
     anchor: str | None
     key: str | None = None  # mappings: the key whose value comes next
+    own: set[str] = field(default_factory=set)  # keys written here, not merged in
     merge: bool = False  # that key is "<<"
     into: dict[str, Any] | None = None  # the value of "<<": merged there once it is complete
 
@@ -270,8 +271,9 @@ class _Document:
             frame.key = event.value
             frame.merge = event.value == "<<" and not event.style
             path = join(frame.path, frame.key)
-            if frame.key in frame.value and path in self.lines:
+            if frame.key in frame.own:
                 self.doubles.append((path, at))
+            frame.own.add(frame.key)
             self.lines[path] = at
             return
         value = _resolve(event, at)
