@@ -174,7 +174,9 @@ def test_double_keys_are_reported() -> None:
 def test_unknown_kinds_and_versions() -> None:
     base = {"metadata": {"name": "a", "namespace": "b"}, "spec": {}}
     assert decode({"apiVersion": "apps/v1", "kind": "Deployment", **base}) == (None, [])
-    _, (finding,) = decode({"apiVersion": "networking.istio.io/v1", "kind": "VirtualServce", **base})
+    _, (finding,) = decode(
+        {"apiVersion": "networking.istio.io/v1", "kind": "VirtualServce", **base}
+    )
     assert "VirtualService" in finding.remedy
     _, findings = decode({"apiVersion": "networking.istio.io/v9", "kind": "Gateway", **base})
     assert "networking.istio.io/v1" in findings[0].remedy

@@ -66,7 +66,13 @@ def _mesh_only(spec: VirtualService) -> bool:
 
 def _unknown_host(context: Analysis, config: Config[Any], path: str, host: str) -> None:
     full = context.hostname(host, config.meta.namespace)
-    guess = nearest(full, [s.hostname for s in context.registry.all_services])
+    near = {
+        s.meta.name: s.hostname
+        for s in context.registry.by_namespace.get(config.meta.namespace, ())
+    }
+    guess = near.get(nearest(host.partition(".")[0], near), "")
+    if not guess and "." in host:
+        guess = nearest(host, [s.hostname for s in context.registry.all_services])
     remedy = f"did you mean {guess}?" if guess else "create the Service or a ServiceEntry for it"
     if full != host and not guess:
         remedy += f"; the short name stands for {full}"

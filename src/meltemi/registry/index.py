@@ -136,7 +136,7 @@ def target_port(port: Port, workload: Workload) -> int:
 class EndpointIndex:
     """Endpoints per service, in shards: one per EndpointSlice, ServiceEntry or remote cluster.
 
-    Setting a shard costs what the shard holds; reading joins the shards once and keeps the result until the next change.
+    An update costs what the service holds, whatever the size of the mesh; reading is a look-up.
     ``version`` of a service grows with every real change, so that whoever cached an encoding knows when it is stale.
     Not thread-safe: it belongs to one event loop.
     """
@@ -148,35 +148,34 @@ class EndpointIndex:
         self._serial = 0
 
     def set(self, key: ServiceKey, shard: str, endpoints: Iterable[Endpoint]) -> bool:
-        """Replace one shard; True when that changed anything. Storing an equal value does nothing."""
+        """Replace one shard; True when that changed the service's endpoints. Storing an equal value does nothing."""
         fresh = tuple(endpoints)
-        shards = self._shards.setdefault(key, {})
-        if shards.get(shard) == fresh:
+        shards = self._shards.get(key, {})
+        if shards.get(shard, ()) == fresh:
             return False
-        known = shard in shards
-        shards[shard] = fresh
-        if not fresh and not known:  # an empty shard where there was none
-            return False
-        self._touch(key)
-        return True
+        return self._replace(key, {**shards, shard: fresh})
 
     def remove(self, key: ServiceKey, shard: str) -> bool:
-        """Forget one shard; True when it held endpoints."""
-        shards = self._shards.get(key)
-        if shards is None or shard not in shards:
+        """Forget one shard; True when that changed the service's endpoints."""
+        shards = self._shards.get(key, {})
+        if shard not in shards:
             return False
-        gone = shards.pop(shard)
-        if not shards:
-            del self._shards[key]
-        if not gone:
-            return False
-        self._touch(key)
-        return True
+        return self._replace(key, {name: held for name, held in shards.items() if name != shard})
 
-    def _touch(self, key: ServiceKey) -> None:
+    def _replace(self, key: ServiceKey, shards: dict[str, tuple[Endpoint, ...]]) -> bool:
+        before = self.endpoints(*key)
+        kept = {name: held for name, held in shards.items() if held}
+        if kept:
+            self._shards[key] = kept
+        else:
+            self._shards.pop(key, None)
+        del self._joined[key]
+        # Slices may overlap while an address moves between them: then nothing changed for the proxies.
+        if self.endpoints(*key) == before:
+            return False
         self._serial += 1
         self._versions[key] = self._serial
-        self._joined.pop(key, None)
+        return True
 
     def endpoints(self, hostname: str, namespace: str) -> tuple[Endpoint, ...]:
         """All endpoints of a service, every port; ordered by shard name, then as the platform lists them."""
