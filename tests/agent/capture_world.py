@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -85,7 +86,11 @@ def call(address: tuple[str, int], mark: int = 0, source: str = "", uid: int = 0
             return type(error).__name__
 
 
-def neighbour(commands: int, answers: int) -> None:
+def serve_plainly() -> None:
+    serve([(host, port) for host in (NEIGHBOUR, "10.96.0.10") for port in (80, 3306)])
+
+
+def neighbour(commands: int, answers: int, start: Callable[[], None]) -> None:
     """The other end of the wire, in its own network namespace; makes calls on request."""
     unshare(CLONE_NEWNET)
     os.write(answers, b"ready\n")
@@ -98,7 +103,7 @@ def neighbour(commands: int, answers: int) -> None:
         ip.link("set", index=index, state="up")
         ip.route("add", dst="default", gateway=POD)
         ip.addr("add", index=index, address="10.96.0.10", prefixlen=32)
-    serve([(host, port) for host in (NEIGHBOUR, "10.96.0.10") for port in (80, 3306)])
+    start()
     os.write(answers, b"up\n")
     for line in reader:
         answer = call((POD, int(line)))
@@ -106,7 +111,7 @@ def neighbour(commands: int, answers: int) -> None:
     os._exit(0)
 
 
-def build_world() -> tuple[Any, Any]:
+def build_world(start: Callable[[], None] = serve_plainly) -> tuple[Any, Any]:
     if os.getuid() != 0:
         become_root()
     else:
@@ -115,7 +120,7 @@ def build_world() -> tuple[Any, Any]:
     child = os.fork()
     if child == 0:
         os.close(to_child[1])
-        neighbour(to_child[0], from_child[1])
+        neighbour(to_child[0], from_child[1], start)
     os.close(to_child[0])
     writer, reader = os.fdopen(to_child[1], "w", buffering=1), os.fdopen(from_child[0])
     reader.readline()

@@ -103,6 +103,7 @@ class ControlPlane:
     nodes: list[Any] = field(default_factory=list)
     requests: int = 0
     port: int = 0
+    host: str = "127.0.0.1"
 
     def start(self) -> None:
         self._closing = threading.Event()
@@ -128,7 +129,7 @@ class ControlPlane:
                 ),
             )
         )
-        address = f"127.0.0.1:{self.port}"
+        address = f"{self.host}:{self.port}"
         self.port = self.server.add_secure_port(address, self.authority.server_credentials())
         self.server.start()
 

@@ -113,3 +113,22 @@ def test_wrong_ranges_are_named(text: str, problem: str | None) -> None:
 def test_wrong_ports_are_named(text: str) -> None:
     """A port is a number from 1 to 65535."""
     assert text in parse_ports(text)[1][0]
+
+
+@pytest.mark.envoy
+def test_a_proxy_with_the_applications_user_is_told_by_its_mark(tmp_path: Path) -> None:
+    """Behind capture, certificate request and stream reach istiod by mark; the application's call is caught."""
+    program = WORLD.with_name("captured_proxy.py")
+    run = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout)
+    if "skip" in result:
+        pytest.skip(f"this kernel gives no namespaces: {result['skip']}")
+    assert result == {
+        "mark": "1337",
+        "stream": "control_plane.connected_state: 1",
+        # Nothing listens on 15001 here: a refusal shows that the call was redirected there.
+        "application": "ConnectionRefusedError",
+    }
