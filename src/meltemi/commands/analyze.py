@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -71,8 +72,9 @@ def analyze(
         raws, unreadable = parse_yaml(*read_source(path))
         findings += unreadable
         for raw in raws:
-            if raw.kind != "Namespace" and not raw.metadata.get("namespace"):
-                raw.metadata["namespace"] = namespace or "default"
+            if raw.kind != "Namespace" and not raw.namespace:
+                metadata = {**raw.metadata, "namespace": namespace or "default"}
+                raw = replace(raw, metadata=metadata)
             config, found = load(raw)
             findings += found
             if config is not None:
