@@ -12,11 +12,12 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 
-from meltemi.envoy.anys import boolean, pack
+from meltemi.envoy.anys import boolean, duration, pack
 from meltemi.ir.tls import DownstreamTls, SanMatch, SecretRef, SecretSource, UpstreamTls
 from meltemi.model.names import CERT_DIR, SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROOTCA_FILE
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+SECRET_WAIT_S = 2.0
 _SAN_TYPES = {"uri": common_pb2.SubjectAltNameMatcher.URI, "dns": common_pb2.SubjectAltNameMatcher.DNS}
 
 
@@ -26,6 +27,8 @@ def _sds(ref: SecretRef) -> Any:
         source = config_source_pb2.ConfigSource(
             ads=config_source_pb2.AggregatedConfigSource(),
             resource_api_version=config_source_pb2.V3,
+            # A Secret that does not exist must not hold up the other servers of its listener.
+            initial_fetch_timeout=duration(SECRET_WAIT_S),
         )
     else:
         path = SDS_DEFAULT_FILE if ref.name == SDS_DEFAULT else SDS_ROOTCA_FILE
