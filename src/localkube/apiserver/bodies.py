@@ -13,6 +13,8 @@ import msgspec
 from aiohttp import web
 
 from localkube.apiserver.errors import bad_request, too_large, unsupported_media_type
+from localkube.apiserver.protobuf_bodies import MEDIA_TYPE as PROTOBUF
+from localkube.apiserver.protobuf_bodies import decode_protobuf
 
 # kube-apiserver's limit on request bodies.
 MAX_BODY_BYTES = 3 * 1024 * 1024
@@ -26,7 +28,7 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-OBJECT_TYPES = (JSON, YAML)
+OBJECT_TYPES = (JSON, YAML, PROTOBUF)
 PATCH_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH)
 
 
@@ -44,32 +46,40 @@ async def read_body(request: web.Request) -> bytes:
     return b"".join(chunks)
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
+async def read_object(request: web.Request, warnings: list[str]) -> dict[str, Any]:
     """Return the body's object. Raises ApiError 400, 413, 415."""
-    media_type = _media_type(request, default=JSON)
-    if media_type not in OBJECT_TYPES:
-        raise unsupported_media_type(media_type, OBJECT_TYPES)
     body = await read_body(request)
     if not body:
         raise bad_request("the request has no body; an object is expected")
-    value = decode_yaml(body) if media_type == YAML else decode_json(body)
+    value = _decode_object(request, body, warnings)
     if not isinstance(value, dict):
         raise bad_request("the body is not an object")
     return value
 
 
-async def read_options(request: web.Request) -> dict[str, Any]:
+async def read_options(request: web.Request, warnings: list[str]) -> dict[str, Any]:
     """Return a DELETE request's DeleteOptions, {} without a body."""
     body = await read_body(request)
     if not body.strip():
         return {}
-    media_type = _media_type(request, default=JSON)
-    if media_type not in OBJECT_TYPES:
-        raise unsupported_media_type(media_type, OBJECT_TYPES)
-    value = decode_yaml(body) if media_type == YAML else decode_json(body)
+    value = _decode_object(request, body, warnings)
     if not isinstance(value, dict):
         raise bad_request("the body is not a DeleteOptions object")
     return value
+
+
+def _decode_object(request: web.Request, body: bytes, warnings: list[str]) -> Any:
+    match _media_type(request, default=JSON):
+        case "application/json":
+            return decode_json(body)
+        case "application/yaml":
+            return decode_yaml(body)
+        case "application/vnd.kubernetes.protobuf":
+            value, unknown = decode_protobuf(body)
+            warnings.extend(f"unknown field {where} was left out" for where in unknown)
+            return value
+        case other:
+            raise unsupported_media_type(other, OBJECT_TYPES)
 
 
 async def read_patch(request: web.Request) -> tuple[str, Any]:

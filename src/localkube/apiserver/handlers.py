@@ -71,7 +71,7 @@ class Handlers:
     async def _create(self, call: Call) -> web.StreamResponse:
         resource = call.resource
         if resource.group in _REVIEW_GROUPS:
-            review = await read_object(call.request)
+            review = await read_object(call.request, call.warnings)
             review.setdefault("kind", resource.kind)
             review.setdefault("apiVersion", resource.api_version)
             answered = await self._server.policy.review(resource, review, call.user, call.namespace)
@@ -79,14 +79,14 @@ class Handlers:
         if resource.storage == "bindings":
             bound = await subresources.create_binding(call, self._writer)
             return reading.respond_object(call, bound, 201)
-        obj = await read_object(call.request)
+        obj = await read_object(call.request, call.warnings)
         if call.name:
             raise errors.method_not_allowed(resource.plural, "create", resource.group)
         created = await self._writer.create(resource, call.namespace, obj, write_options(call))
         return reading.respond_object(call, created, 201)
 
     async def _update(self, call: Call) -> web.StreamResponse:
-        body = msgspec.json.encode(await read_object(call.request))
+        body = msgspec.json.encode(await read_object(call.request, call.warnings))
 
         def transform(_old: JsonObject) -> JsonObject:
             # Decoded anew for each attempt: admission changes what it gets.
@@ -109,7 +109,7 @@ class Handlers:
         return reading.respond_object(call, patched, 201 if created else 200)
 
     async def _delete(self, call: Call) -> web.StreamResponse:
-        options = deletion.delete_options(call, await read_options(call.request))
+        options = deletion.delete_options(call, await read_options(call.request, call.warnings))
         last, gone = await deletion.delete_object(
             self._server, call.resource, call.namespace, call.name, options, write_options(call)
         )
@@ -120,7 +120,7 @@ class Handlers:
 
     async def _delete_collection(self, call: Call) -> web.StreamResponse:
         resource, store = call.resource, self._server.store
-        options = deletion.delete_options(call, await read_options(call.request))
+        options = deletion.delete_options(call, await read_options(call.request, call.warnings))
         predicate = build_predicate(
             call.option("labelSelector"), call.option("fieldSelector"), resource
         )

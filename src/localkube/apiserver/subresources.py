@@ -87,7 +87,7 @@ async def write_scale(call: Call, writer: ObjectWriter) -> JsonObject:
     if call.request.method == "PATCH":
         media_type, body = await read_patch(call.request)
     else:
-        body = await read_object(call.request)
+        body = await read_object(call.request, call.warnings)
 
     def transform(old: JsonObject) -> JsonObject:
         scale = build_scale(resource, old)
@@ -147,7 +147,7 @@ def _success() -> JsonObject:
 
 async def bind_pod(call: Call, writer: ObjectWriter, name: str) -> JsonObject:
     """Assign a pod to a node, as a scheduler asks by a Binding."""
-    return await _bind(call, writer, name, await read_object(call.request))
+    return await _bind(call, writer, name, await read_object(call.request, call.warnings))
 
 
 async def _bind(call: Call, writer: ObjectWriter, name: str, binding: JsonObject) -> JsonObject:
@@ -184,7 +184,7 @@ async def _bind(call: Call, writer: ObjectWriter, name: str, binding: JsonObject
 
 async def create_binding(call: Call, writer: ObjectWriter) -> JsonObject:
     """Answer POST of a Binding to the bindings collection; its name is the pod's."""
-    binding = await read_object(call.request)
+    binding = await read_object(call.request, call.warnings)
     name = dig(binding, "metadata.name", "")
     if not name:
         raise errors.bad_request("a Binding's metadata.name is the pod's name")
@@ -198,7 +198,7 @@ def json_text(text: str) -> str:
 
 async def evict_pod(call: Call) -> JsonObject:
     """Delete a pod if no PodDisruptionBudget forbids it now. Raises ApiError 429 if one does."""
-    eviction = await read_object(call.request)
+    eviction = await read_object(call.request, call.warnings)
     store = call.server.store
     pods = call.server.resource("", "pods")
     stored = store.get("pods", call.namespace, call.name)
@@ -244,7 +244,7 @@ def _check_budgets(call: Call, pod: JsonObject) -> None:
 
 async def create_token(call: Call) -> JsonObject:
     """Answer a TokenRequest for the named ServiceAccount."""
-    request = await read_object(call.request)
+    request = await read_object(call.request, call.warnings)
     request.setdefault("kind", "TokenRequest")
     request.setdefault("apiVersion", "authentication.k8s.io/v1")
     return await call.server.policy.issue_token(call.namespace, call.name, request)
