@@ -23,7 +23,7 @@ import msgspec
 from meltemi.config.kinds import GROUPS, KINDS
 from meltemi.config.reader import SCHEMA, Report, decode_as, decode_meta, nearest, quoted
 from meltemi.config.yaml_source import RawObject, parse_yaml, raw_object
-from meltemi.model import kubernetes
+from meltemi.model import ingress, kubernetes
 from meltemi.model.config import Config, Meta
 from meltemi.model.origin import Finding, Level
 
@@ -47,9 +47,10 @@ KUBERNETES_KINDS: Mapping[tuple[str, str], type[kubernetes.K8s]] = MappingProxyT
         ("v1", "Secret"): kubernetes.Secret,
         ("v1", "ConfigMap"): kubernetes.ConfigMap,
         ("discovery.k8s.io/v1", "EndpointSlice"): kubernetes.EndpointSlice,
+        ("networking.k8s.io/v1", "Ingress"): ingress.Ingress,
+        ("networking.k8s.io/v1", "IngressClass"): ingress.IngressClass,
     }
 )
-_CLUSTER_SCOPED = ("Namespace", "Node")
 
 
 def decode(raw: RawObject | Mapping[str, Any]) -> tuple[Config[Any] | None, list[Finding]]:

@@ -65,6 +65,8 @@ class Config(Generic[SpecT]):
     meta: Meta
     spec: SpecT
     source_map: SourceMap = field(default_factory=SourceMap, compare=False, repr=False)
+    # Set on objects that were converted (from an Ingress, a Gateway API route): what people wrote.
+    written_as: Origin | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> Key:
@@ -73,6 +75,8 @@ class Config(Generic[SpecT]):
 
     def origin(self, path: str = "spec") -> Origin:
         """The place of a field. Falls back to the nearest enclosing field whose line is known."""
+        if self.written_as is not None:
+            return self.written_as
         line, column = 0, 0
         probe = path
         while probe:

@@ -288,7 +288,7 @@ class WatchEvent(K8s, frozen=True):
     object: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class _Decoder(Generic[ObjT]):
+class Decoder(Generic[ObjT]):
     """A prepared decoder for one kind."""
 
     def __init__(self, kind: type[ObjT]) -> None:
@@ -300,15 +300,15 @@ class _Decoder(Generic[ObjT]):
         return self._decoder.decode(source)
 
 
-decode_pod = _Decoder(Pod)
-decode_service = _Decoder(Service)
-decode_endpoint_slice = _Decoder(EndpointSlice)
-decode_namespace = _Decoder(Namespace)
-decode_node = _Decoder(Node)
-decode_secret = _Decoder(Secret)
-decode_config_map = _Decoder(ConfigMap)
-decode_list = _Decoder(RawList)
-decode_watch_event = _Decoder(WatchEvent)
+decode_pod = Decoder(Pod)
+decode_service = Decoder(Service)
+decode_endpoint_slice = Decoder(EndpointSlice)
+decode_namespace = Decoder(Namespace)
+decode_node = Decoder(Node)
+decode_secret = Decoder(Secret)
+decode_config_map = Decoder(ConfigMap)
+decode_list = Decoder(RawList)
+decode_watch_event = Decoder(WatchEvent)
 
 
 def labels_of(metadata: ObjectMeta) -> Mapping[str, str]:
