@@ -302,11 +302,39 @@ class _Downstream(_Relay):
         super().__init__()
         self._forwarder = forwarder
         self._key = key
+        self._early = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None:
+            super().data_received(data)
+            return
+        # Nobody to give it to yet. (Pausing in connection_made would be simpler, but Python
+        # before 3.11.4 starts to read after it all the same.)
+        self._early += data
+        if len(self._early) >= _CHUNK and self.transport is not None:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        if self.other is None:
+            self.ended = True
+            return True
+        return super().eof_received()
+
+    def join(self, upstream: _Upstream) -> None:
+        """Give what came so far to the Service's side, and go on."""
+        self.other = upstream
+        assert upstream.transport is not None
+        assert self.transport is not None
+        if self._early:
+            upstream.transport.write(bytes(self._early))
+            self._early.clear()
+        if self.ended:
+            upstream.transport.write_eof()
+        self.transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport is not None
-        self.transport.pause_reading()  # until there is somebody to read for
         target = self._forwarder.target_of(self._key)
         if target is None:
             self.transport.abort()
@@ -324,13 +352,13 @@ class _Upstream(_Relay):
 
     def __init__(self, downstream: _Downstream) -> None:
         super().__init__()
-        self.other = downstream
+        self._downstream = downstream
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        downstream = self.other
-        if downstream is None or downstream.transport is None or downstream.transport.is_closing():
+        downstream = self._downstream
+        if downstream.transport is None or downstream.transport.is_closing():
             transport.close()
             return
-        downstream.other = self
-        downstream.transport.resume_reading()
+        self.other = downstream
+        downstream.join(self)

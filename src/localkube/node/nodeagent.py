@@ -137,6 +137,7 @@ class NodeAgent:
         directories = self._directories
         view = HostView(directories.staging, settings.state_dir, catalogue.directories)
         return NodeServices(
+            name=settings.name,
             client=self.client,
             runtime=self.runtime,
             network=self._network,

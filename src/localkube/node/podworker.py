@@ -68,6 +68,7 @@ _OVER: Final = ("Succeeded", "Failed")
 class NodeServices:
     """What all pods of a node share."""
 
+    name: str
     client: ApiClient
     runtime: Runtime
     network: PodNetwork
@@ -355,7 +356,8 @@ class PodWorker:
     async def _make_sandbox(self) -> None:
         host_network = bool(self.pod["spec"].get("hostNetwork"))
         node = self._node
-        self.sandbox = await node.runtime.create_sandbox(pod_hostname(self.pod), host_network)
+        hostname = node.name if host_network else pod_hostname(self.pod)
+        self.sandbox = await node.runtime.create_sandbox(hostname, host_network)
         if host_network:
             self.address = node.node_ip
         else:

@@ -159,12 +159,12 @@ def _be_sandbox(message: dict[str, Any], fds: list[int]) -> NoReturn:
     try:
         ns.die_with_parent(signal.SIGKILL)
         os.setsid()
-        namespaces = ns.CLONE_NEWNS | ns.CLONE_NEWIPC
+        namespaces = ns.CLONE_NEWNS | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS
         if not message["host_network"]:
-            namespaces |= ns.CLONE_NEWNET | ns.CLONE_NEWUTS
+            namespaces |= ns.CLONE_NEWNET
         ns.unshare(namespaces)
+        sc.sethostname(message["hostname"])
         if not message["host_network"]:
-            sc.sethostname(message["hostname"])
             _loopback_up()
             for name, value in message["sysctls"].items():
                 _write_sysctl(name, value)
