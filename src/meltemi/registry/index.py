@@ -72,6 +72,16 @@ class Registry:
         return FrozenMap((name, tuple(group)) for name, group in found.items())
 
     @cached_property
+    def _selecting(self) -> Mapping[tuple[str, str, str], list[Service]]:
+        """(namespace, label, value) -> services whose selector has it; each service under one of its labels only."""
+        found: dict[tuple[str, str, str], list[Service]] = {}
+        for service in self.all_services:
+            # Any label would do: one that does not match already rules the service out.
+            for key, value in sorted(service.selector_labels.items())[-1:]:
+                found.setdefault((service.namespace, key, value), []).append(service)
+        return found
+
+    @cached_property
     def _listing(self) -> Mapping[str, list[tuple[ServiceKey, Mapping[str, int]]]]:
         """``entry_addresses`` by address."""
         found: dict[str, list[tuple[ServiceKey, Mapping[str, int]]]] = {}
@@ -105,9 +115,14 @@ class Registry:
         whose name the workload does not declare is left out. UDP is not proxied and is left out too.
         """
         found: list[ServiceTarget] = []
-        for service in self.by_namespace.get(workload.namespace, ()):
+        candidates = (
+            service
+            for label in workload.labels.items()
+            for service in self._selecting.get((workload.namespace, *label), ())
+        )
+        for service in candidates:
             chosen = service.selector_labels
-            if chosen and all(workload.labels.get(key) == value for key, value in chosen.items()):
+            if all(workload.labels.get(key) == value for key, value in chosen.items()):
                 for port in service.ports:
                     number = target_port(port, workload)
                     if number:
