@@ -134,6 +134,8 @@ class Connections:
 
     def __init__(self) -> None:
         self._all: dict[str, Connection] = {}
+        self.empty = asyncio.Event()
+        self.empty.set()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -144,10 +146,13 @@ class Connections:
     def add(self, connection: Connection) -> None:
         """A stream has begun."""
         self._all[connection.id] = connection
+        self.empty.clear()
 
     def remove(self, connection: Connection) -> None:
         """A stream has ended."""
         self._all.pop(connection.id, None)
+        if not self._all:
+            self.empty.set()
 
     def of_proxy(self, proxy_id: str) -> Connection | None:
         """The stream of ``pod.namespace``, the newest when there are two."""
@@ -212,6 +217,15 @@ class DiscoveryServer:
         for connection in self.connections:
             connection.closing = True
         await self.connections.wake(self.connections)
+
+    async def drained(self, seconds: float) -> bool:
+        """Wait until no stream is left, for so long at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.connections.empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _handler(self, mode: Mode) -> Callable[[Any, Any], Awaitable[None]]:
         async def handle(_: Any, context: Any) -> None:

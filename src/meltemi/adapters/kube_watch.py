@@ -171,6 +171,7 @@ class Watcher(Generic[T]):
         self._log = structlog.get_logger("kube").bind(path=collection.path)
         self._version = ""
         self._backoff = Backoff(0.1, 30.0)
+        self.path = collection.path
         self.synced = asyncio.Event()
         self.absent = False
         self.failures = 0

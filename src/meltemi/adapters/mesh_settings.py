@@ -1,0 +1,83 @@
+"""The mesh's settings as they are now: ConfigMaps ``istio`` and ``istio-sidecar-injector``, or a file.
+
+In: the ConfigMaps' data, or a file's text. Out: ``World.set_mesh`` and the injection settings. Promises: text that
+cannot be used is reported and leaves the last good settings in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from meltemi.adapters.world import World
+from meltemi.config.mesh import parse_mesh_config
+from meltemi.inject import InjectionConfig, parse_injection_config
+from meltemi.model.mesh import MeshConfig
+from meltemi.model.origin import Level
+
+log = structlog.get_logger("mesh")
+POLL_S = 1.0
+
+
+def read_mesh(text: str, source: str) -> MeshConfig | None:
+    """The mesh configuration of a text; None when it cannot be used (what is wrong is logged)."""
+    mesh, findings = parse_mesh_config(text, source)
+    for finding in findings:
+        report = log.error if finding.level is Level.ERROR else log.warning
+        report("mesh configuration", finding=str(finding))
+    return None if any(f.level is Level.ERROR for f in findings) else mesh
+
+
+class MeshSettings:
+    """Keeps the world's mesh configuration and the injector's settings level with their sources."""
+
+    def __init__(self, world: World, revision: str) -> None:
+        self._world = world
+        self._revision = "" if revision == "default" else revision
+        self.injection = replace(InjectionConfig(), revision=self._revision)
+
+    def take_mesh(self, data: Mapping[str, str]) -> None:
+        """ConfigMap ``istio``. One that is gone leaves the last settings."""
+        if "mesh" not in data:
+            return
+        mesh = read_mesh(data["mesh"], "ConfigMap istio, key mesh")
+        if mesh is None:
+            return
+        if mesh.trust_domain != self._world.settings.trust_domain:
+            log.warning(
+                "trustDomain changed; it takes effect when istiod starts again",
+                running=self._world.settings.trust_domain,
+                wanted=mesh.trust_domain,
+            )
+        self._world.set_mesh(mesh)
+
+    def take_injection(self, data: Mapping[str, str]) -> None:
+        """ConfigMap ``istio-sidecar-injector``."""
+        if not data:
+            return
+        settings, problems = parse_injection_config(data.get("config", ""), data.get("values", ""))
+        for problem in problems:
+            log.error("injection settings", problem=problem)
+        self.injection = replace(settings, revision=settings.revision or self._revision)
+
+    async def follow_file(self, path: Path) -> None:
+        """Read a mesh configuration file whenever it changes, until cancelled."""
+        stamp: tuple[int, int] | None = None
+        while True:
+            try:
+                status = path.stat()
+                fresh = (status.st_mtime_ns, status.st_size)
+                if fresh != stamp:
+                    stamp = fresh
+                    mesh = read_mesh(path.read_text(encoding="utf-8"), str(path))
+                    if mesh is not None:
+                        self._world.set_mesh(mesh)
+            except (OSError, UnicodeDecodeError) as error:
+                if stamp is not None:
+                    log.warning("mesh configuration not read", file=str(path), error=str(error))
+                stamp = None
+            await asyncio.sleep(POLL_S)

@@ -1,0 +1,351 @@
+"""istiod: discovery, certificate authority, webhooks and status in one process.
+
+Reads flags, constructs the parts, runs them until SIGTERM or SIGINT. The logic is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import structlog
+
+from meltemi.adapters import kube_connection
+from meltemi.adapters.authenticate import Authenticator, KubeReviewer
+from meltemi.adapters.ca_grpc import CertificateServer
+from meltemi.adapters.ca_store import AuthorityStore, ServingCertificate, serving_names
+from meltemi.adapters.debug_http import DebugHttp
+from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
+from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer, Limits
+from meltemi.adapters.file_source import FileSource
+from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
+from meltemi.adapters.kube_api import KubeApi, KubeError, collection
+from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
+from meltemi.adapters.kube_source import KubeSource
+from meltemi.adapters.kube_watch import Collection, WatchSession
+from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
+from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
+from meltemi.adapters.world import World
+from meltemi.ca import secrets
+from meltemi.discovery.protocol import Rejected, Snapshot
+from meltemi.kit import logs
+from meltemi.kit.backoff import Backoff
+from meltemi.kit.clock import SystemClock
+from meltemi.kit.tasks import Tasks
+from meltemi.model import kubernetes as k8s
+from meltemi.model import names
+from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
+from meltemi.programs.control_plane_options import Options, flags, options_from
+from meltemi.registry.from_kubernetes import RegistrySettings
+
+VERSION = "0.1.0"
+CONFIG_MAP_TRIES = 5
+log = structlog.get_logger("istiod")
+
+
+@dataclass(eq=False)
+class Source:
+    """The pipeline, with debug answers: what the discovery server asks."""
+
+    pipeline: Pipeline
+    pages: DebugPages
+
+    async def joined(self, connection: Connection) -> Snapshot:
+        """See ``Pipeline``."""
+        return await self.pipeline.joined(connection)
+
+    def left(self, connection: Connection) -> None:
+        """See ``Pipeline``."""
+        self.pipeline.left(connection)
+
+    def rejected(self, connection: Connection, event: Rejected) -> Any:
+        """See ``Pipeline``."""
+        return self.pipeline.rejected(connection, event)
+
+    async def debug(self, request: str) -> bytes:
+        """The JSON of a debug page, or of what is wrong with the request."""
+        try:
+            return self.pages.render(request)
+        except NoSuchPage as error:
+            return f"{error}\n".encode()
+
+
+@dataclass(eq=False)
+class ControlPlane:
+    """One istiod. ``ports`` are known once ``ready`` is True."""
+
+    options: Options
+    connection: kube_connection.Connection | None = None
+    clock: SystemClock = field(default_factory=SystemClock)
+    metrics: Metrics = field(default_factory=lambda: Metrics(VERSION))
+    ports: dict[str, int] = field(default_factory=dict)
+    ready: bool = False
+    stopping: bool = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set. Raises PortTaken."""
+        started = self.clock.monotonic()
+        async with AsyncExitStack() as stack:
+            api = session = None
+            if self.connection is not None:
+                api = await stack.enter_async_context(KubeApi(self.connection, "istiod"))
+                session = await stack.enter_async_context(WatchSession(self.connection))
+            tasks = await stack.enter_async_context(Tasks("istiod"))
+            mesh = await self._first_mesh(api)
+            await self._serve(stack, tasks, api, session, mesh, stop, started)
+
+    async def _serve(
+        self,
+        stack: AsyncExitStack,
+        tasks: Tasks,
+        api: KubeApi | None,
+        session: WatchSession | None,
+        mesh: MeshConfig,
+        stop: asyncio.Event,
+        started: float,
+    ) -> None:
+        options, clock, metrics = self.options, self.clock, self.metrics
+        settings = RegistrySettings(
+            domain=options.domain, trust_domain=mesh.trust_domain, cluster_id=options.cluster_id
+        )
+        world = World(settings, mesh)
+        pipeline = Pipeline(
+            world,
+            clock,
+            metrics,
+            debounce_after_s=options.debounce_after_s,
+            debounce_max_s=options.debounce_max_s,
+            debounce_endpoints=options.debounce_endpoints,
+            expects_pods=session is not None,
+        )
+        stack.callback(pipeline.close)
+        world.listener = pipeline.changed
+        mesh_settings = MeshSettings(world, options.revision)
+        reviewer = KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None
+        store = AuthorityStore(clock, mesh.trust_domain, options.namespace, api, options.cacerts)
+        pages = DebugPages(pipeline, VERSION, lambda: mesh_settings.injection)
+        http = HttpPorts()
+        stack.push_async_callback(http.close)
+        debug = DebugHttp(
+            pages, metrics, lambda: self.ready, reviewer, options.namespace, VERSION,
+            lambda: self._refresh(store, started),
+        )  # fmt: skip
+        await http.listen("http", debug.main_application(), options.http)
+        await http.listen("monitoring", debug.monitoring_application(), options.monitoring)
+        source = self._sources(tasks, session, world, mesh_settings, pipeline)
+        await store.start()
+        serving = ServingCertificate(
+            store,
+            clock,
+            serving_names(options.namespace, options.revision),
+            names.spiffe_id(mesh.trust_domain, options.namespace, "istiod"),
+        )
+        who = Authenticator(reviewer, (mesh.trust_domain, *mesh.trust_domain_aliases))
+        discovery = DiscoveryServer(
+            Source(pipeline, pages), who, metrics, clock,
+            Limits(options.streams_max, options.send_s), pipeline.connections,
+        )  # fmt: skip
+        signer = CertificateServer(
+            store.current, who, metrics, clock,
+            default_ttl_s=options.workload_ttl_s, max_ttl_s=options.workload_ttl_max_s,
+        )  # fmt: skip
+        stack.callback(signer.close)
+        grpc_server = GrpcServer([discovery.handlers(), signer.handlers()])
+        grpc_server.listen("grpc", _all(options.grpc))
+        grpc_server.listen(
+            "secure-grpc", _all(options.secure_grpc), credentials(serving.current, False)
+        )
+        grpc_server.listen("mtls-grpc", _all(options.mtls_grpc), credentials(serving.current, True))
+        webhooks = Webhooks(
+            world, lambda: mesh_settings.injection, metrics, clock, lambda: self.ready
+        )
+        tls = server_context(serving.current())
+        serving.listen(lambda fresh: show(tls, fresh))
+        await http.listen("https", webhooks.application(), options.https, tls)
+        tasks.spawn("authority", store.run, restart=True)
+        tasks.spawn("serving certificate", serving.run, restart=True)
+        tasks.spawn("push", pipeline.run, restart=True)
+        await grpc_server.start()
+        stack.push_async_callback(grpc_server.stop, min(1.0, options.shutdown_s))
+        self.ports = {**http.ports, **grpc_server.ports}
+        if source is not None and not await _unless(stop, self._sync(source)):
+            return
+        pipeline.start()
+        # Long-lived objects leave the collector's sight: its pauses would stall every stream.
+        gc.collect()
+        gc.freeze()
+        self.ready = True
+        if api is not None and source is not None:
+            self._publish(tasks, api, source, store)
+        log.info(
+            "ready", version=VERSION, seconds=round(clock.monotonic() - started, 2), **self.ports
+        )
+        await stop.wait()
+        log.info("stopping", streams=len(pipeline.connections))
+        self.ready = False
+        await discovery.close()
+        await discovery.drained(options.shutdown_s)
+
+    def _sources(
+        self,
+        tasks: Tasks,
+        session: WatchSession | None,
+        world: World,
+        mesh_settings: MeshSettings,
+        pipeline: Pipeline,
+    ) -> KubeSource | None:
+        """Start reading the world."""
+        options = self.options
+        if options.config_dir is not None:
+            files = FileSource(options.config_dir, world)
+            files.scan()
+            tasks.spawn("files", files.run, restart=True)
+        if session is None:
+            tasks.spawn(
+                "mesh file", lambda: mesh_settings.follow_file(options.mesh_config), restart=True
+            )
+            return None
+        source = KubeSource(session, tasks, self.metrics)
+        source.feed(world)
+        space, suffix = options.namespace, options.suffix
+        source.config_map(space, f"istio{suffix}", mesh_settings.take_mesh)
+        source.config_map(space, f"istio-sidecar-injector{suffix}", mesh_settings.take_injection)
+        self.metrics.clusters.labels("local").set(1)
+        return source
+
+    async def _sync(self, source: KubeSource) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(10):
+                    await source.synced()
+                    return
+            except TimeoutError:
+                log.warning("still waiting for the API server", collections=source.waiting()[:5])
+
+    def _publish(
+        self, tasks: Tasks, api: KubeApi, source: KubeSource, store: AuthorityStore
+    ) -> None:
+        """Tell the cluster which root to trust."""
+
+        def roots() -> str:
+            held = store.current()
+            return held.roots if held else ""
+
+        publisher = RootPublisher(api, roots)
+        by_name = f"metadata.name={secrets.ROOT_CONFIG_MAP}"
+        maps = Collection("/api/v1/configmaps", field_selector=by_name)
+        held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
+
+        async def publish() -> None:
+            # What is published must be known before anything is written.
+            await held.synced.wait()
+            await publisher.run()
+
+        source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
+        store.listen(publisher.all_changed)
+        tasks.spawn("publish root", publish, restart=True)
+        service = (self.options.namespace, f"istiod{self.options.suffix}")
+        for plural, fail in (
+            ("mutatingwebhookconfigurations", False),
+            ("validatingwebhookconfigurations", True),
+        ):
+            patcher = WebhookPatcher(
+                api, plural, service, roots, self.metrics, fail_when_ready=fail
+            )
+            path = collection("admissionregistration.k8s.io/v1", plural)
+            source.watch(Collection(path), k8s.decode_object, patcher)
+            store.listen(patcher.all_changed)
+            tasks.spawn(f"patch {plural}", patcher.run, restart=True)
+
+    async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
+        """The mesh configuration to start with: the trust domain is needed before anything else."""
+        options = self.options
+        backoff = Backoff(0.1, 1.0)
+        for _ in range(CONFIG_MAP_TRIES if api is not None else 0):
+            assert api is not None
+            path = collection("v1", "configmaps", options.namespace, f"istio{options.suffix}")
+            try:
+                data = (await api.json("GET", path)).get("data") or {}
+            except KubeError as error:
+                if error.code == 404:
+                    break
+                log.warning("mesh configuration not read yet", error=str(error))
+                await asyncio.sleep(backoff.next())
+                continue
+            return (
+                read_mesh(data.get("mesh", ""), "ConfigMap istio, key mesh") or DEFAULT_MESH_CONFIG
+            )
+        try:
+            text = options.mesh_config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return DEFAULT_MESH_CONFIG
+        return read_mesh(text, str(options.mesh_config)) or DEFAULT_MESH_CONFIG
+
+    def _refresh(self, store: AuthorityStore, started: float) -> None:
+        """Gauges that are computed when somebody looks."""
+        self.metrics.uptime.set(self.clock.monotonic() - started)
+        held = store.current()
+        if held is not None:
+            self.metrics.root_expiry.set(held.expires)
+            self.metrics.root_expiry_s.set(held.expires - self.clock.now())
+            self.metrics.chain_expiry.set(held.expires)
+            self.metrics.chain_expiry_s.set(held.expires - self.clock.now())
+
+
+def _all(address: str) -> str:
+    """gRPC wants a host: all addresses when there is none."""
+    return f"[::]{address}" if address.startswith(":") else address
+
+
+async def _unless(stop: asyncio.Event, work: Any) -> bool:
+    """Do ``work``; False when ``stop`` comes first."""
+    waiting = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(work)]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return bool(waiting[1].done())
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _run(plane: ControlPlane) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await plane.run(stop)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION)
+def main() -> None:
+    """The control plane of the mesh."""
+
+
+@main.command()
+@flags
+def discovery(**given: Any) -> None:
+    """Run istiod."""
+    options = options_from(given, os.environ)
+    try:
+        logs.configure(options.log_level, options.log_json)
+        connection = kube_connection.load(options.kubeconfig) if options.kubernetes else None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        asyncio.run(_run(ControlPlane(options, connection)))
+    except PortTaken as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""istiod's flags and environment, as Istio spells them, read once into one value.
+
+Go's flags may be written ``--flag value`` or ``--flag=value``; addresses as ``:15010``. Wrong values end the
+program with a sentence, exit code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from meltemi.config.durations import parse_duration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How this istiod runs. Durations are seconds; addresses are ``host:port``, an empty host means all."""
+
+    http: str = ":8080"
+    monitoring: str = ":15014"
+    https: str = ":15017"
+    grpc: str = ":15010"
+    secure_grpc: str = ":15012"
+    mtls_grpc: str = ":15013"
+    kubeconfig: str = ""
+    registries: tuple[str, ...] = ("Kubernetes",)
+    config_dir: Path | None = None
+    mesh_config: Path = Path("etc/istio/config/mesh")
+    namespace: str = "istio-system"
+    pod: str = "istiod"
+    revision: str = "default"
+    domain: str = "cluster.local"
+    cluster_id: str = "Kubernetes"
+    cacerts: Path = Path("/etc/cacerts")
+    shutdown_s: float = 10.0
+    debounce_after_s: float = 0.1
+    debounce_max_s: float = 10.0
+    debounce_endpoints: bool = True
+    streams_max: int = 100_000
+    send_s: float = 20.0
+    workload_ttl_s: float = 24 * 3600.0
+    workload_ttl_max_s: float = 90 * 24 * 3600.0
+    log_level: str = "default:info"
+    log_json: bool = False
+
+    @property
+    def kubernetes(self) -> bool:
+        """Whether an API server is used at all."""
+        return "Kubernetes" in self.registries
+
+    @property
+    def suffix(self) -> str:
+        """``-canary`` for a revision, nothing for the default one."""
+        return "" if self.revision in ("", "default") else f"-{self.revision}"
+
+
+class DurationType(click.ParamType[float]):
+    """Go's notation: 100ms, 10s."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, context: Any) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        seconds = parse_duration(str(value))
+        if seconds is None or seconds < 0:
+            self.fail(f"{value!r} is not a duration; write one like 100ms or 10s", param, context)
+        return seconds
+
+
+DURATION = DurationType()
+_FLAGS: tuple[tuple[str, str, Any, Any, str], ...] = (
+    ("--httpAddr", "http", str, ":8080", "debug and readiness"),
+    ("--monitoringAddr", "monitoring", str, ":15014", "metrics and version"),
+    ("--httpsAddr", "https", str, ":15017", "injection and validation webhooks"),
+    ("--grpcAddr", "grpc", str, ":15010", "plaintext xDS and CA"),
+    ("--secureGRPCAddr", "secure_grpc", str, ":15012", "xDS and CA over TLS, with a token"),
+    (
+        "--mtlsGRPCAddr",
+        "mtls_grpc",
+        str,
+        ":15013",
+        "xDS and CA over TLS, with a client certificate",
+    ),
+    ("--kubeconfig", "kubeconfig", str, "", "kubeconfig file; the pod's account by default"),
+    ("--registries", "registries", str, None, "platforms: Kubernetes, or none with --configDir"),
+    ("--configDir", "config_dir", str, "", "folder of YAML to use instead of an API server"),
+    ("--meshConfig", "mesh_config", str, "./etc/istio/config/mesh", "mesh configuration file"),
+    ("--namespace", "namespace", str, None, "namespace of the control plane"),
+    ("--domain", "domain", str, "cluster.local", "DNS domain of the cluster"),
+    ("--clusterID", "cluster_id", str, None, "name of this cluster"),
+    ("--shutdownDuration", "shutdown_s", DURATION, "10s", "time for streams to end"),
+    ("--caCertDir", "cacerts", str, "/etc/cacerts", "folder of a plugged-in authority"),
+    (
+        "--log_output_level",
+        "log_level",
+        str,
+        "default:info",
+        "levels by scope, default:info,ads:debug",
+    ),
+)
+# Flags that Istio's manifests pass and that need nothing from us.
+_IGNORED = (
+    "--clusterRegistriesNamespace", "--networksConfig", "--cniNamespace", "--clusterAliases",
+    "--profile", "--caCertFile", "--tlsCertFile", "--tlsKeyFile", "--tls-cipher-suites",
+    "--tls-min-version", "--kubernetesApiQPS", "--kubernetesApiBurst", "--log_target",
+    "--log_caller", "--log_stacktrace_level", "--keepaliveInterval", "--keepaliveTimeout",
+    "--keepaliveMaxServerConnectionAge", "--ctrlz_address", "--ctrlz_port",
+)  # fmt: skip
+
+
+def flags(command: F) -> F:
+    """Add all flags to a click command."""
+    for name, field, kind, default, text in reversed(_FLAGS):
+        command = click.option(
+            name, field, type=kind, default=default, show_default=default is not None, help=text
+        )(command)
+    command = click.option("--log_as_json", "log_json", is_flag=True, help="logs as JSON")(command)
+    for name in _IGNORED:
+        command = click.option(name, expose_value=False, hidden=True)(command)
+    return command
+
+
+def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
+    """Flags first, then the environment. Raises click.BadParameter."""
+
+    def seconds(name: str, default: float) -> float:
+        text = environ.get(name, "")
+        found = parse_duration(text) if text else default
+        if found is None or found < 0:
+            raise click.BadParameter(f"{name}={text} is not a duration; write one like 100ms")
+        return found
+
+    folder = Path(given["config_dir"]) if given["config_dir"] else None
+    if folder is not None and not folder.is_dir():
+        raise click.BadParameter(f"--configDir {folder} is not a folder")
+    registries = given["registries"]
+    if registries is None:
+        registries = "" if folder else "Kubernetes"
+    streams = environ.get("ISTIO_GPRC_MAXSTREAMS", "100000")
+    if not streams.isdigit():
+        raise click.BadParameter(f"ISTIO_GPRC_MAXSTREAMS={streams} is not a number")
+    return Options(
+        **{
+            n: given[n] for n in ("http", "monitoring", "https", "grpc", "secure_grpc", "mtls_grpc")
+        },
+        kubeconfig=given["kubeconfig"],
+        registries=tuple(filter(None, registries.split(","))),
+        config_dir=folder,
+        mesh_config=Path(given["mesh_config"]),
+        namespace=given["namespace"] or environ.get("POD_NAMESPACE") or "istio-system",
+        pod=environ.get("POD_NAME") or "istiod",
+        revision=environ.get("REVISION") or "default",
+        domain=given["domain"],
+        cluster_id=given["cluster_id"] or environ.get("CLUSTER_ID") or "Kubernetes",
+        cacerts=Path(given["cacerts"]),
+        shutdown_s=given["shutdown_s"],
+        debounce_after_s=seconds("PILOT_DEBOUNCE_AFTER", 0.1),
+        debounce_max_s=seconds("PILOT_DEBOUNCE_MAX", 10.0),
+        debounce_endpoints=environ.get("PILOT_ENABLE_EDS_DEBOUNCE", "true").lower() != "false",
+        streams_max=int(streams),
+        send_s=seconds("PILOT_XDS_SEND_TIMEOUT", 20.0) or 20.0,
+        workload_ttl_s=seconds("DEFAULT_WORKLOAD_CERT_TTL", 24 * 3600.0),
+        workload_ttl_max_s=seconds("MAX_WORKLOAD_CERT_TTL", 90 * 24 * 3600.0),
+        log_level=given["log_level"],
+        log_json=given["log_json"],
+    )
