@@ -174,6 +174,8 @@ def test_node_reads_only_what_its_pods_use(world: World) -> None:
     assert not allowed(world, node, "patch", "nodes/status", name="n2")
     assert allowed(world, node, "patch", "pods/status", namespace="default", name="a")
     assert not allowed(world, node, "patch", "pods/status", namespace="default", name="b")
+    assert allowed(world, node, "patch", "services/status", namespace="default", name="s")
+    assert not allowed(world, node, "delete", "services", namespace="default", name="s")
     assert not allowed(world, node, "create", "clusterroles", group=RBAC)
 
 

@@ -71,8 +71,9 @@ def authorize_node(reader: ObjectReader, node: str, attributes: Attributes) -> t
             return attributes.subresource in ("", "status"), ""
         return False, f"node '{node}' cannot modify node '{attributes.name}'"
     if key == ("", "services"):
-        # The agent reports LoadBalancer ports which it could not open.
-        return attributes.subresource == "status" and verb in ("update", "patch"), ""
+        # The agent serves LoadBalancer addresses: it annotates the Service with the ports that it
+        # forwards, and reports in its status those which it could not open.
+        return attributes.subresource in ("", "status") and verb == "patch", ""
     if key == ("coordination.k8s.io", "leases"):
         return (verb in _WRITE or verb == "delete") and (
             attributes.namespace == "kube-node-lease" and attributes.name in ("", node)

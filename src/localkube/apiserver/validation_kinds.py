@@ -1,4 +1,4 @@
-"""Check built-in kinds other than pods: workloads, Services, ConfigMaps, webhooks, RBAC, Ingress.
+"""Check built-in kinds: workloads, ConfigMaps, webhooks, RBAC, Ingress; and find the other rules.
 
 In: an object whose types are right. Out: field errors in Kubernetes' words. Pure.
 """
@@ -15,6 +15,7 @@ from localkube.apiserver.rbac import GROUP as RBAC_GROUP
 from localkube.apiserver.rbac import label_selector_matches
 from localkube.apiserver.validation_meta import validate_label_selector, validate_labels
 from localkube.apiserver.validation_pods import validate_pod_spec, validate_pod_update
+from localkube.apiserver.validation_services import validate_service, validate_service_update
 
 Object = dict[str, Any]
 Errors = list[FieldError]
@@ -134,80 +135,6 @@ def _validate_cron_job(obj: Object) -> Errors:
     if spec.get("concurrencyPolicy") not in (None, *policies):
         errors.append(fe.unsupported("spec.concurrencyPolicy", spec["concurrencyPolicy"], policies))
     return errors
-
-
-# -- Services ---------------------------------------------------------------------------------
-
-_SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
-_PROTOCOLS = ("TCP", "UDP", "SCTP")
-
-
-def _validate_service(obj: Object) -> Errors:
-    errors: Errors = []
-    spec = obj.get("spec") or {}
-    kind = spec.get("type")
-    if kind not in _SERVICE_TYPES:
-        errors.append(fe.unsupported("spec.type", kind, _SERVICE_TYPES))
-    if spec.get("sessionAffinity") not in (None, "ClientIP", "None"):
-        errors.append(
-            fe.unsupported("spec.sessionAffinity", spec["sessionAffinity"], ("ClientIP", "None"))
-        )
-    for field in ("internalTrafficPolicy", "externalTrafficPolicy"):
-        if spec.get(field) not in (None, "Cluster", "Local"):
-            errors.append(fe.unsupported(f"spec.{field}", spec[field], ("Cluster", "Local")))
-    headless = spec.get("clusterIP") == "None"
-    if kind == "ExternalName":
-        name = str(spec.get("externalName") or "")
-        if not name:
-            errors.append(fe.required("spec.externalName"))
-        elif problem := formats.check_dns_subdomain(name.lower().rstrip(".")):
-            errors.append(fe.invalid("spec.externalName", name, problem))
-    elif not spec.get("ports") and not headless:
-        errors.append(fe.required("spec.ports"))
-    if headless and kind in ("NodePort", "LoadBalancer"):
-        errors.append(
-            fe.invalid(
-                "spec.clusterIPs[0]", "None", f"may not be set to 'None' for {kind} services"
-            )
-        )
-    elif spec.get("clusterIP") and not headless:
-        problem = formats.check_ip(str(spec["clusterIP"]))
-        if problem:
-            errors.append(fe.invalid("spec.clusterIPs[0]", spec["clusterIP"], problem))
-    errors += validate_labels(spec.get("selector"), "spec.selector")
-    _validate_service_ports(spec.get("ports") or [], errors)
-    return errors
-
-
-def _validate_service_ports(ports: list[Object], errors: Errors) -> None:
-    names: set[str] = set()
-    numbers: set[tuple[str, int]] = set()
-    for index, port in enumerate(ports):
-        path = f"spec.ports[{index}]"
-        name = port.get("name") or ""
-        if not name:
-            if len(ports) > 1:
-                errors.append(fe.required(f"{path}.name"))
-        elif problem := formats.check_dns_label(name):
-            errors.append(fe.invalid(f"{path}.name", name, problem))
-        elif name in names:
-            errors.append(fe.duplicate(f"{path}.name", name))
-        names.add(name)
-        if problem := formats.check_port(port.get("port")):
-            errors.append(fe.invalid(f"{path}.port", port.get("port"), problem))
-        protocol = port.get("protocol")
-        if protocol not in _PROTOCOLS:
-            errors.append(fe.unsupported(f"{path}.protocol", protocol, sorted(_PROTOCOLS)))
-        target = port.get("targetPort")
-        if isinstance(target, str):
-            if problem := formats.check_port_name(target):
-                errors.append(fe.invalid(f"{path}.targetPort", target, problem))
-        elif target is not None and (problem := formats.check_port(target)):
-            errors.append(fe.invalid(f"{path}.targetPort", target, problem))
-        key = (str(protocol), int(port.get("port") or 0))
-        if key in numbers:
-            errors.append(fe.duplicate(path, {"port": key[1], "protocol": key[0]}))
-        numbers.add(key)
 
 
 # -- configuration ----------------------------------------------------------------------------
@@ -395,7 +322,7 @@ def _validate_endpoint_slice(obj: Object) -> Errors:
 
 _CREATE: dict[tuple[str, str], Callable[[Object], Errors]] = {
     ("", "Pod"): _validate_pod,
-    ("", "Service"): _validate_service,
+    ("", "Service"): validate_service,
     ("", "ConfigMap"): _validate_config_map,
     ("", "Secret"): _validate_secret,
     ("apps", "Deployment"): _validate_deployment,
@@ -458,7 +385,7 @@ def validate_kind_update(group: str, kind: str, new: Object, old: Object) -> Err
         case ("", "Pod"):
             errors += validate_pod_update(new, old)
         case ("", "Service"):
-            errors += _validate_service_update(new.get("spec") or {}, old.get("spec") or {})
+            errors += validate_service_update(new.get("spec") or {}, old.get("spec") or {})
         case ("", "Secret"):
             if old.get("type") != new.get("type"):
                 errors.append(fe.invalid("type", new.get("type"), "field is immutable"))
@@ -480,17 +407,6 @@ def _at(obj: Object, path: tuple[str, ...]) -> Any:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _validate_service_update(new: Object, old: Object) -> Errors:
-    """clusterIP stays while the type stays one that has it."""
-    if "ExternalName" in (new.get("type"), old.get("type")):
-        return []
-    before, after = old.get("clusterIP"), new.get("clusterIP")
-    if before and before != after:
-        detail = "may not change once set"
-        return [fe.invalid("spec.clusterIPs[0]", [after] if after else [], detail)]
-    return []
 
 
 def _validate_frozen(new: Object, old: Object, fields: tuple[str, ...]) -> Errors:
