@@ -71,6 +71,8 @@ def plan_deployment(
         created = _new_replica_set(deployment, old, pods)
         if created is not None:
             plan.add(Create(REPLICA_SETS, created))
+            if created["spec"]["replicas"]:
+                plan.add(_scaled_note(deployment, created, 0, created["spec"]["replicas"]))
             _revise(plan, deployment, created["metadata"]["annotations"][REVISION])
     elif new is not None:
         _refresh_annotations(plan, deployment, new, old)
@@ -285,11 +287,16 @@ def _set_size(plan: PlanBuilder, deployment: Object, rs: Object, size: int) -> N
     patch: Object = {"metadata": {"annotations": _size_annotations(deployment)}}
     if before != size:
         patch["spec"] = {"replicas": size}
-        direction = "up" if size > before else "down"
-        text = f"Scaled {direction} replica set {rs['metadata']['name']} from {before} to {size}"
-        plan.add(Note(deployment, "Normal", "ScalingReplicaSet", text, COMPONENT))
+        plan.add(_scaled_note(deployment, rs, before, size))
     # Guarded: a size that rests on an outdated view of the set must not be written.
     plan.add(Patch(REPLICA_SETS, rs, patch, guarded=before != size))
+
+
+def _scaled_note(deployment: Object, rs: Object, before: int, size: int) -> Note:
+    direction = "up" if size > before else "down"
+    name = rs["metadata"]["name"]
+    text = f"Scaled {direction} replica set {name} from {before} to {size}"
+    return Note(deployment, "Normal", "ScalingReplicaSet", text, COMPONENT)
 
 
 def _clean_up(plan: PlanBuilder, deployment: Object, old: Sequence[Object]) -> None:
