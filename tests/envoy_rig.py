@@ -153,7 +153,7 @@ class Backend:
                 self.end_headers()
                 self.wfile.write(payload)
 
-            do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = do_DELETE = handle_any  # noqa: N815
+            do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = do_DELETE = handle_any
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -327,7 +327,9 @@ def _cluster(body: bytes, folder: Path) -> bytes:
     return bytes(made.SerializeToString())
 
 
-def _listener(body: bytes, places: Mapping[str, list[tuple[str, int]]], folder: Path) -> bytes | None:
+def _listener(
+    body: bytes, places: Mapping[str, list[tuple[str, int]]], folder: Path
+) -> bytes | None:
     """A listener at its test addresses; one without a place stays unbound."""
     made = listener_pb2.Listener.FromString(body)
     chosen = places.get(made.name)
@@ -394,7 +396,10 @@ class Envoy:
         self.certificates.mkdir(exist_ok=True)
         admin = self.folder / "admin"
         bootstrap = {
-            "node": {"id": "sidecar~127.0.0.1~test.default~default.svc.cluster.local", "cluster": "t"},
+            "node": {
+                "id": "sidecar~127.0.0.1~test.default~default.svc.cluster.local",
+                "cluster": "t",
+            },
             "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
             "stats_config": {"use_all_default_tags": False},
             "dynamic_resources": {

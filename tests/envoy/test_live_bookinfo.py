@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from envoy_rig import Envoy, fetch, free_port, wait_for
 from mesh_world import World, build_world, pod, service
 from pki import make_authority, write_identity
@@ -50,7 +51,10 @@ def envoys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Envoy
     world = bookinfo()
     try:
         for name in ("productpage-v1", "reviews-v3", "gw"):
-            ports = {"0.0.0.0_9080": [("127.0.0.1", free_port())], "0.0.0.0_8080": [("127.0.0.1", free_port())]}
+            ports = {
+                "0.0.0.0_9080": [("127.0.0.1", free_port())],
+                "0.0.0.0_8080": [("127.0.0.1", free_port())],
+            }
             inbound = {"virtualInbound": [("127.0.0.1", free_port())]}
             outbound = {"virtualOutbound": [("127.0.0.1", free_port())]}
             envoy = Envoy(tmp_path_factory.mktemp(name), ports | inbound | outbound)
@@ -67,7 +71,10 @@ def envoys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Envoy
 @pytest.mark.parametrize("sample", NETWORKING, ids=lambda path: path.stem)
 def test_sample_is_accepted(envoys: dict[str, Envoy], sample: Path) -> None:
     """No listener, route table or cluster is refused, and Envoy reaches the new state."""
-    always = [SAMPLES / "networking" / name for name in ("bookinfo-gateway.yaml", "destination-rule-all.yaml")]
+    always = [
+        SAMPLES / "networking" / name
+        for name in ("bookinfo-gateway.yaml", "destination-rule-all.yaml")
+    ]
     files = [*always, *([sample] if sample not in always else [])]
     if sample.stem.startswith("destination-rule"):
         files = [always[0], sample]

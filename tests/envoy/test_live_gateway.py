@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from envoy_rig import Backend, Envoy, TcpBackend, ask, fetch, free_port, wait_for
 from mesh_world import World, build_world, pod, service
 from pki import Authority, make_authority, write_identity
@@ -92,7 +93,9 @@ class Edge:
                 "0.0.0.0_31400": [("127.0.0.1", self.stream)],
             },
         )
-        write_identity(self.envoy.certificates, make_authority(), "spiffe://cluster.local/ns/i/sa/g")
+        write_identity(
+            self.envoy.certificates, make_authority(), "spiffe://cluster.local/ns/i/sa/g"
+        )
 
     def world(self) -> World:
         chain, key = self.authority.issue("secure.example")
@@ -177,7 +180,10 @@ def test_the_edge_cleans_what_clients_send(edge: Edge) -> None:
     """Paths are normalized, forged certificates dropped, ambiguous header names refused."""
     assert fetch(edge.http, "/static/../productpage").json["path"] == "/productpage"
     forged = {"x-forwarded-client-cert": "By=spiffe://a;URI=spiffe://b"}
-    assert "x-forwarded-client-cert" not in fetch(edge.http, "/productpage", headers=forged).json["headers"]
+    assert (
+        "x-forwarded-client-cert"
+        not in fetch(edge.http, "/productpage", headers=forged).json["headers"]
+    )
     assert fetch(edge.http, "/productpage", headers={"x_y": "1"}).status == 400
 
 

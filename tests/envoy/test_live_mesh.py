@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
 from envoy_rig import Backend, Envoy, TcpBackend, ask, fetch, free_port, wait_for
 from mesh_world import World, build_world, pod, service
 from pki import Authority, make_authority, write_identity
@@ -23,7 +24,9 @@ SERVER_SPIFFE = "spiffe://cluster.local/ns/default/sa/server"
 class Pair:
     """A client's sidecar, a server's sidecar and the server's applications."""
 
-    def __init__(self, folder: Path, authority: Authority, *, server_id: str = SERVER_SPIFFE) -> None:
+    def __init__(
+        self, folder: Path, authority: Authority, *, server_id: str = SERVER_SPIFFE
+    ) -> None:
         self.http = Backend("http", respond=_respond)
         self.tcp = TcpBackend("tcp")
         self.auto = Backend("auto")
@@ -146,7 +149,10 @@ def test_both_sides_count_with_full_labels(pair: Pair) -> None:
 
 def test_plaintext_is_taken_but_its_word_is_not(pair: Pair) -> None:
     """Without mTLS the caller is unknown, whatever its headers say."""
-    forged = {"x-mesh-peer-workload": "admin", "x-forwarded-client-cert": "URI=spiffe://x/ns/a/sa/b"}
+    forged = {
+        "x-mesh-peer-workload": "admin",
+        "x-forwarded-client-cert": "URI=spiffe://x/ns/a/sa/b",
+    }
     answer = fetch(pair.http.port, "/plain", address=SERVER_IP, headers=forged)
     assert answer.status == 200
     seen = answer.json["headers"]
@@ -275,7 +281,9 @@ spec:
     outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 30s, maxEjectionPercent: 100}
 """
     )
-    name = "cluster.outbound|9080||server.default.svc.cluster.local.outlier_detection.ejections_active"
+    name = (
+        "cluster.outbound|9080||server.default.svc.cluster.local.outlier_detection.ejections_active"
+    )
 
     def ejected() -> bool:
         pair.get("/fail")

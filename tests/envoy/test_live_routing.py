@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
 from envoy_rig import Backend, Envoy, fetch, free_port
 from mesh_world import build_world, pod, service
 from pki import make_authority, write_identity
@@ -129,7 +130,9 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
         {"MESH_WORKLOAD": "client", "MESH_NAMESPACE": "default"},
     )
     try:
-        write_identity(envoy.certificates, make_authority(), "spiffe://cluster.local/ns/default/sa/c")
+        write_identity(
+            envoy.certificates, make_authority(), "spiffe://cluster.local/ns/default/sa/c"
+        )
         envoy.load(world.resources("client"), world.endpoints("client"))
         envoy.start()
         yield Sidecar(port, envoy, v1, v2)
@@ -191,7 +194,8 @@ def test_redirect(sidecar: Sidecar) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "seen"), [("/api/v1", "/v1"), ("/api", "/"), ("/api?a=1", "/?a=1"), ("/re/abc/42", "/x/42/abc")]
+    ("path", "seen"),
+    [("/api/v1", "/v1"), ("/api", "/"), ("/api?a=1", "/?a=1"), ("/re/abc/42", "/x/42/abc")],
 )
 def test_rewrite(sidecar: Sidecar, path: str, seen: str) -> None:
     """The backend sees the rewritten path, with no doubled slash."""
@@ -221,7 +225,9 @@ def test_mirror(sidecar: Sidecar) -> None:
     from envoy_rig import wait_for
 
     assert sidecar.get("/mirror/1").json["name"] == "v1"
-    copy = wait_for("the mirrored request", lambda: [e for e in sidecar.v2.seen if e["path"] == "/mirror/1"])
+    copy = wait_for(
+        "the mirrored request", lambda: [e for e in sidecar.v2.seen if e["path"] == "/mirror/1"]
+    )
     assert "-shadow" in copy[0]["headers"]["host"]
 
 
@@ -258,7 +264,15 @@ def test_missing_destination_is_503(sidecar: Sidecar) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["reviews", "reviews:9080", "reviews.default", "reviews.default.svc", "reviews.default.svc.cluster.local:9080", "10.96.0.1"]
+    "host",
+    [
+        "reviews",
+        "reviews:9080",
+        "reviews.default",
+        "reviews.default.svc",
+        "reviews.default.svc.cluster.local:9080",
+        "10.96.0.1",
+    ],
 )
 def test_all_names_of_a_service(sidecar: Sidecar, host: str) -> None:
     """Short names, the full name and the virtual address lead to the same rules."""
@@ -268,7 +282,7 @@ def test_all_names_of_a_service(sidecar: Sidecar, host: str) -> None:
 def test_metrics(sidecar: Sidecar) -> None:
     """Requests are counted with Istio's labels."""
     sidecar.get("/hello")
-    lines = sidecar.envoy.stats("istio_requests_total.*response_code=\"200\"")
+    lines = sidecar.envoy.stats('istio_requests_total.*response_code="200"')
     assert lines
     for label in (
         'reporter="source"',

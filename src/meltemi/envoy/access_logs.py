@@ -159,16 +159,12 @@ def _is_grpc(grpc: bool) -> Any:
         invert_match=not grpc,
         treat_missing_header_as_empty=not grpc,
     )
-    return accesslog_pb2.AccessLogFilter(
-        header_filter=accesslog_pb2.HeaderFilter(header=header)
-    )
+    return accesslog_pb2.AccessLogFilter(header_filter=accesslog_pb2.HeaderFilter(header=header))
 
 
 def _at(moment: str) -> Any:
     return accesslog_pb2.AccessLogFilter(
-        log_type_filter=accesslog_pb2.LogTypeFilter(
-            types=[data_pb2.AccessLogType.Value(moment)]
-        )
+        log_type_filter=accesslog_pb2.LogTypeFilter(types=[data_pb2.AccessLogType.Value(moment)])
     )
 
 

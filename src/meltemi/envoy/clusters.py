@@ -6,7 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
-from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, protocol_pb2, socket_option_pb2
+from envoy.config.core.v3 import (
+    address_pb2,
+    base_pb2,
+    config_source_pb2,
+    protocol_pb2,
+    socket_option_pb2,
+)
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
@@ -162,7 +168,9 @@ def _sockets(made: Any, cluster: Cluster) -> None:
     """Transport sockets. Auto mTLS is chosen per endpoint by its ``tlsMode`` metadata."""
 
     def wrap(inner: Any) -> Any:
-        return with_proxy_protocol(inner, cluster.proxy_protocol) if cluster.proxy_protocol else inner
+        return (
+            with_proxy_protocol(inner, cluster.proxy_protocol) if cluster.proxy_protocol else inner
+        )
 
     if cluster.auto_tls is not None:
         secure = made.transport_socket_matches.add(

@@ -14,6 +14,7 @@ from meltemi.envoy.wire import field_bytes, field_int, field_text, struct_of_tex
 from meltemi.ir.cluster import StaticEndpoint
 from meltemi.ir.endpoint import EndpointNeed, LocalityPolicy
 from meltemi.ir.peer import mesh_metadata
+from meltemi.ir.value import Pairs
 from meltemi.model.names import MESH_METADATA
 from meltemi.model.resource import Resource, resource_of
 from meltemi.model.service import Endpoint, Health
@@ -29,7 +30,7 @@ def _metadata(mesh: tuple[tuple[str, str], ...], mtls: bool) -> bytes:
     summary = ";".join(
         fields[key] for key in ("workload", "namespace", "canonical", "revision", "cluster")
     )
-    entries = []
+    entries: list[tuple[str, Pairs]] = []
     if mtls:
         entries.append(("envoy.transport_socket_match", (("tlsMode", "istio"),)))
     entries.append(("istio", (("workload", summary),)))
@@ -78,14 +79,18 @@ def _labels_match(subset: tuple[tuple[str, str], ...], labels: Mapping[str, str]
 
 
 def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-    """The endpoints that belong to the need: port, subset, usable address and state."""
+    """The endpoints that belong to the need: port, subset, usable address and state.
+
+    Endpoints that are not ready are left out, as in Istio: otherwise they would count for the spill-over to
+    other priorities.
+    """
     return [
         endpoint
         for endpoint in endpoints
         if (not endpoint.service_port or endpoint.service_port == need.port_name)
         and _labels_match(need.subset, endpoint.labels)
         and (not need.node or endpoint.node_name == need.node)
-        and endpoint.health is not Health.TERMINATING
+        and endpoint.health not in (Health.TERMINATING, Health.UNHEALTHY)
         and (endpoint.health is not Health.DRAINING or need.draining)
         and (endpoint.address.startswith("unix://") or _is_address(endpoint.address))
     ]
@@ -130,9 +135,9 @@ def _distribution(policy: LocalityPolicy, locality: str) -> tuple[str, int] | No
     best = None
     for pattern, weight in policy.distribute:
         prefix = pattern.rstrip("*").rstrip("/")
-        if not prefix or locality == prefix or locality.startswith(prefix + "/"):
-            if best is None or len(pattern) > len(best[0]):
-                best = (pattern, weight)
+        covered = not prefix or locality == prefix or locality.startswith(prefix + "/")
+        if covered and (best is None or len(pattern) > len(best[0])):
+            best = (pattern, weight)
     return best
 
 

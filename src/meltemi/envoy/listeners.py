@@ -7,8 +7,14 @@ from functools import lru_cache
 from ipaddress import ip_network
 from typing import Any
 
-from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, extension_pb2, protocol_pb2
-from envoy.config.core.v3 import substitution_format_string_pb2
+from envoy.config.core.v3 import (
+    address_pb2,
+    base_pb2,
+    config_source_pb2,
+    extension_pb2,
+    protocol_pb2,
+    substitution_format_string_pb2,
+)
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
@@ -243,7 +249,9 @@ def _inspection(made: Any, rules: ir.Inspection) -> None:
         add(_listener_filter("proxy_protocol", proxy_protocol_pb2.ProxyProtocol()))
     if rules.tls:
         add(
-            _listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector(), rules.tls_skip_ports)
+            _listener_filter(
+                "tls_inspector", tls_inspector_pb2.TlsInspector(), rules.tls_skip_ports
+            )
         )
     if rules.http:
         add(

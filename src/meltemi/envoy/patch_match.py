@@ -42,9 +42,7 @@ def chain_holds(match: PatchMatch, listener: Any, chain: Any) -> bool:
         protocols = {entry.strip() for entry in match.chain_protocols.split(",")}
         if not protocols <= set(wanted.application_protocols):
             return False
-    port = match.chain_port or (
-        match.listener_port if listener.name == VIRTUAL_INBOUND else 0
-    )
+    port = match.chain_port or (match.listener_port if listener.name == VIRTUAL_INBOUND else 0)
     return not port or wanted.destination_port.value == port
 
 

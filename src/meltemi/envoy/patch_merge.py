@@ -52,9 +52,7 @@ def _is_repeated(field: Any) -> bool:
 
 
 def _is_map(field: Any) -> bool:
-    return bool(
-        field.message_type is not None and field.message_type.GetOptions().map_entry
-    )
+    return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
 
 
 def _merge_map(target: Any, value: Any, field: Any, replace_lists: bool) -> None:
@@ -134,5 +132,3 @@ def _import_type(name: str) -> None:
                 importlib.import_module(f"{package}.{entry.name}")
     except (ImportError, AttributeError):
         return
-
-

@@ -96,9 +96,7 @@ def _add_context(patch: Patch, gateway: bool) -> bool:
     return patch.match.context != "GATEWAY"
 
 
-def insert(
-    entries: Any, patch: Patch, made: Any, holds: Any, *, anchored: bool
-) -> None:
+def insert(entries: Any, patch: Patch, made: Any, holds: Any, *, anchored: bool) -> None:
     """Insert ``made`` into a repeated field where the patch says.
 
     ``holds`` tells whether an entry is the anchor; without one (``anchored`` False) ADD appends and the others go first.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from envoy.config.core.v3 import base_pb2, config_source_pb2
+from envoy.config.core.v3 import base_pb2, config_source_pb2, proxy_protocol_pb2
 from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
-from envoy.config.core.v3 import proxy_protocol_pb2
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
@@ -18,7 +17,10 @@ from meltemi.model.names import CERT_DIR, SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROO
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 SECRET_WAIT_S = 2.0
-_SAN_TYPES = {"uri": common_pb2.SubjectAltNameMatcher.URI, "dns": common_pb2.SubjectAltNameMatcher.DNS}
+_SAN_TYPES = {
+    "uri": common_pb2.SubjectAltNameMatcher.URI,
+    "dns": common_pb2.SubjectAltNameMatcher.DNS,
+}
 
 
 def _sds(ref: SecretRef) -> Any:
@@ -48,7 +50,8 @@ def _file(path: str) -> Any:
 def _sans(sans: tuple[SanMatch, ...]) -> list[Any]:
     return [
         common_pb2.SubjectAltNameMatcher(
-            san_type=_SAN_TYPES[san.kind], matcher=string_pb2.StringMatcher(**{san.match: san.value})
+            san_type=_SAN_TYPES[san.kind],
+            matcher=string_pb2.StringMatcher(**{san.match: san.value}),
         )
         for san in sans
     ]
@@ -135,7 +138,8 @@ def downstream_socket(tls: DownstreamTls) -> Any:
     common = tls_pb2.CommonTlsContext(
         alpn_protocols=tls.alpn,
         tls_params=common_pb2.TlsParameters(
-            tls_minimum_protocol_version=_version(tls.min_version) or common_pb2.TlsParameters.TLSv1_2,
+            tls_minimum_protocol_version=_version(tls.min_version)
+            or common_pb2.TlsParameters.TLSv1_2,
             tls_maximum_protocol_version=_version(tls.max_version),
             cipher_suites=tls.cipher_suites,
             ecdh_curves=tls.ecdh_curves,

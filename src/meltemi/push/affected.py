@@ -29,7 +29,14 @@ _BY_KIND: dict[str, frozenset[str]] = {
 }
 # Kinds that apply to the proxies of their own namespace only (all namespaces, when it is the root namespace).
 _LOCAL = frozenset(
-    {"AuthorizationPolicy", "RequestAuthentication", "Telemetry", "EnvoyFilter", "Sidecar", "WasmPlugin"}
+    {
+        "AuthorizationPolicy",
+        "RequestAuthentication",
+        "Telemetry",
+        "EnvoyFilter",
+        "Sidecar",
+        "WasmPlugin",
+    }
 )
 _NONE_FOR_PROXIES = frozenset({"WorkloadGroup", "ProxyConfig"})
 

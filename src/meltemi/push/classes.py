@@ -52,7 +52,8 @@ class ProxyClass:
 
     ``selectors`` are those of all relevant objects that matched. ``patches`` are the EnvoyFilter patches
     (object, index) whose proxy conditions hold. ``label_values`` are the proxy's values of labels that
-    locality priorities compare. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
+    locality priorities compare. ``dns_capture``: names resolve to
+    automatically allocated addresses. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
     """
 
     type: NodeType
@@ -71,6 +72,7 @@ class ProxyClass:
     unprivileged: bool = False
     interception: str = "REDIRECT"
     node: str = ""
+    dns_capture: bool = False
 
     @property
     def is_gateway(self) -> bool:
@@ -256,4 +258,5 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         unprivileged=proxy.bind_ports_unprivileged,
         interception=proxy.interception_mode,
         node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
+        dns_capture=str(proxy.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1"),
     )

@@ -103,7 +103,9 @@ def _digest(services: Iterable[Service], configs: Iterable[AnyConfig], seed: str
     state = hashlib.blake2b(digest_size=8)
     state.update(seed.encode())
     for service in services:
-        state.update(f"{service.hostname}/{service.namespace}@{service.meta.resource_version};".encode())
+        state.update(
+            f"{service.hostname}/{service.namespace}@{service.meta.resource_version};".encode()
+        )
     for config in configs:
         meta = config.meta
         state.update(
@@ -144,7 +146,9 @@ def build_push_context(
     facts = {}
     if endpoints is not None:
         for service in services:
-            derived = derive_facts(service, endpoints.endpoints(service.hostname, service.namespace))
+            derived = derive_facts(
+                service, endpoints.endpoints(service.hostname, service.namespace)
+            )
             if derived != NO_FACTS:
                 facts[(service.hostname, service.namespace)] = derived
     everything = [config for kind in sorted(indexed) for config in indexed[kind]]

@@ -88,11 +88,13 @@ def _inline(
     )
 
 
-def _origins(service: Service, rule: Rule | None, subset: tuple[Subset, object, int] | None) -> Origins:
+def _origins(
+    service: Service, rule: Rule | None, subset: tuple[Subset, object, int] | None
+) -> Origins:
     found = [service.origin]
     if rule is not None:
         if subset is not None:
-            entry, config, index = subset
+            _, config, index = subset
             found += [c.origin(f"spec.subsets[{index}]") for c in rule.configs if c is config]
         elif rule.policy is not None:
             found.append(rule.configs[0].origin("spec.trafficPolicy"))
@@ -144,7 +146,9 @@ def _outbound(
         endpoints=endpoints,
         dns_refresh_s=mesh.dns_refresh_rate if kind in _DNS else None,
         tcp_idle_timeout_s=tcp.idle_timeout,
-        proxy_protocol=proxy_protocol[policy.proxy_protocol.version] if policy.proxy_protocol else 0,
+        proxy_protocol=proxy_protocol[policy.proxy_protocol.version]
+        if policy.proxy_protocol
+        else 0,
         service=(service.hostname, short_name(service), service.namespace),
         rule=rule.path if rule is not None else "",
         external=service.mesh_external,
@@ -166,7 +170,9 @@ def _with_sni(http: HttpOptions, san: bool) -> HttpOptions:
     )
 
 
-def _need(build: Build, service: Service, port: Port, rule: Rule | None, subset: Subset | None) -> EndpointNeed:
+def _need(
+    build: Build, service: Service, port: Port, rule: Rule | None, subset: Subset | None
+) -> EndpointNeed:
     policy = effective_policy(build, rule, port.number, subset)
     name = subset.name if subset is not None else ""
     locality = tuning.locality_policy(policy, build.context.mesh, build.proxy)

@@ -27,7 +27,9 @@ def resolve_delegates(context: PushContext) -> tuple[Config[VirtualService], ...
         if not config.spec.hosts
     }
     made = tuple(
-        _resolve(config, leaves, context) for config in context.virtual_services if config.spec.hosts
+        _resolve(config, leaves, context)
+        for config in context.virtual_services
+        if config.spec.hosts
     )
     context.memo["delegates"] = made
     return made
@@ -88,9 +90,7 @@ def _merge_matches(
 ) -> tuple[HTTPMatchRequest, ...] | None:
     if not outer or not inner:
         return outer or inner
-    found = [
-        both for one in outer for two in inner if (both := _merge_match(one, two)) is not None
-    ]
+    found = [both for one in outer for two in inner if (both := _merge_match(one, two)) is not None]
     return tuple(found) or None
 
 

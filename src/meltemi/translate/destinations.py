@@ -8,14 +8,21 @@ from meltemi.ir.route import HashPolicy, WeightedCluster
 from meltemi.model.config import Config
 from meltemi.model.names import outbound_cluster, resolve_short_name
 from meltemi.model.service import Service
-from meltemi.model.traffic import Destination, HTTPRouteDestination, RouteDestination, VirtualService
+from meltemi.model.traffic import (
+    Destination,
+    HTTPRouteDestination,
+    RouteDestination,
+    VirtualService,
+)
 from meltemi.translate.build import Build
 from meltemi.translate.cluster_policy import hash_policy
 from meltemi.translate.header_ops import header_ops
 from meltemi.translate.rules import effective_policy, rule_for
 
 
-def service_of(build: Build, destination: Destination, namespace: str) -> tuple[str, Service | None]:
+def service_of(
+    build: Build, destination: Destination, namespace: str
+) -> tuple[str, Service | None]:
     """The full host name of a destination, and its service when there is one in scope."""
     host = resolve_short_name(destination.host, namespace, build.proxy.dns_domain)
     return host, build.scope.by_host.get(host)
@@ -87,14 +94,19 @@ def service_hash(build: Build, service: Service, port: int, subset: str = "") ->
     return hash_policy(effective_policy(build, rule, port, chosen))
 
 
-def all_external(build: Build, config: Config[VirtualService], targets: Iterable[HTTPRouteDestination]) -> bool:
+def all_external(
+    build: Build, config: Config[VirtualService], targets: Iterable[HTTPRouteDestination]
+) -> bool:
     """Whether every destination is outside the mesh."""
     found = [service_of(build, t.destination, config.meta.namespace)[1] for t in targets]
     return bool(found) and all(service is not None and service.mesh_external for service in found)
 
 
 def any_sniffed(
-    build: Build, config: Config[VirtualService], targets: Iterable[HTTPRouteDestination], listen_port: int
+    build: Build,
+    config: Config[VirtualService],
+    targets: Iterable[HTTPRouteDestination],
+    listen_port: int,
 ) -> bool:
     """Whether a destination port's protocol is unknown to its own proxy."""
     for target in targets:

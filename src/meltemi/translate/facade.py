@@ -9,8 +9,8 @@ from meltemi.push.context import PushContext
 from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters
 from meltemi.translate.envoy_filters import patches_for
-from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.gateway_secrets import gateway_secrets
+from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import virtual_inbound
 from meltemi.translate.outbound import outbound_listeners
 from meltemi.translate.scope import build_scope

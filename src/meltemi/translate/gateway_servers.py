@@ -108,9 +108,8 @@ def bound_servers(build: Build) -> list[Bound]:
     """The servers of all Gateways that select this class, oldest Gateway first."""
     found: list[Bound] = []
     for config in build.context.gateways:
-        if not config.spec.selector or not build.proxy.matches(config.spec.selector):
-            if config.spec.selector:
-                continue
+        if not build.proxy.matches(config.spec.selector):
+            continue
         for index, server in enumerate(config.spec.servers):
             if server.port is None:
                 continue

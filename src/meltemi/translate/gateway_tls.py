@@ -38,9 +38,7 @@ def _certificates(tls: ServerTLSSettings) -> tuple[SecretRef, ...]:
             SecretRef(SecretSource.FILE, certificate=c.server_certificate, key=c.private_key)
             for c in tls.tls_certificates
         )
-    return (
-        SecretRef(SecretSource.FILE, certificate=tls.server_certificate, key=tls.private_key),
-    )
+    return (SecretRef(SecretSource.FILE, certificate=tls.server_certificate, key=tls.private_key),)
 
 
 def _roots(tls: ServerTLSSettings) -> SecretRef | None:

@@ -176,7 +176,9 @@ def _direct(rule: HTTPRoute) -> DirectResponse:
     return DirectResponse(status, body=body.string or "" if body is not None else "")
 
 
-def _mirrors(build: Build, config: Config[VirtualService], rule: HTTPRoute, port: int) -> tuple[Mirror, ...]:
+def _mirrors(
+    build: Build, config: Config[VirtualService], rule: HTTPRoute, port: int
+) -> tuple[Mirror, ...]:
     namespace = config.meta.namespace
     if rule.mirror is not None:
         percent = float(rule.mirror_percent) if rule.mirror_percent is not None else 100.0

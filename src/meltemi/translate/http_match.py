@@ -32,7 +32,11 @@ def gateways_apply(names: tuple[str, ...], namespace: str, place: Place) -> bool
 
 
 def source_applies(
-    match: HTTPMatchRequest, rule_namespace: str, own: tuple[str, ...], proxy: ProxyClass, place: Place
+    match: HTTPMatchRequest,
+    rule_namespace: str,
+    own: tuple[str, ...],
+    proxy: ProxyClass,
+    place: Place,
 ) -> bool:
     """The conditions that are decided here and not per request: gateways, port, source labels and namespace."""
     named = match.gateways or own or (MESH_GATEWAY,)
@@ -74,7 +78,9 @@ def _path(match: HTTPMatchRequest) -> StringMatch:
 
 
 def _headers(match: HTTPMatchRequest) -> list[HeaderMatch]:
-    found = [HeaderMatch(name, string_match(value)) for name, value in sorted(match.headers.items())]
+    found = [
+        HeaderMatch(name, string_match(value)) for name, value in sorted(match.headers.items())
+    ]
     for name, value in sorted(match.without_headers.items()):
         # A header that is missing does not match, so it satisfies withoutHeaders.
         wanted = string_match(value)

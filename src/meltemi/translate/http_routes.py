@@ -132,5 +132,3 @@ def sort_catch_all_last(routes: Iterable[Route]) -> tuple[Route, ...]:
     for route in routes:
         (last if is_catch_all(route.match) else ordinary).append(route)
     return tuple(ordinary + last[:1])
-
-

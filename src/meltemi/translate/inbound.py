@@ -76,7 +76,9 @@ class _Port:
         prefix = f"inbound_{WILDCARD}_{self.label}"
         if http:
             return (
-                inbound_manager(self.build, prefix, self._routes(), mtls=mtls, origins=self.origins),
+                inbound_manager(
+                    self.build, prefix, self._routes(), mtls=mtls, origins=self.origins
+                ),
             )
         return server_tcp(self.build, prefix, self.cluster, mtls=mtls, origins=self.origins)
 

@@ -30,7 +30,9 @@ def _normalization(mesh: MeshConfig) -> tuple[bool, bool, str]:
     return True, False, ""
 
 
-def outbound_manager(build: Build, stat_prefix: str, rds: str, origins: Origins = ()) -> HttpManager:
+def outbound_manager(
+    build: Build, stat_prefix: str, rds: str, origins: Origins = ()
+) -> HttpManager:
     """A sidecar's HTTP towards services."""
     normalize, merge, escaped = _normalization(build.context.mesh)
     return HttpManager(

@@ -26,6 +26,7 @@ from meltemi.translate.scope import MESH_GATEWAY
 from meltemi.translate.tcp_routes import service_chain, tcp_chains, tls_chains
 from meltemi.translate.telemetry import file_logs
 from meltemi.translate.virtual_hosts import (
+    addresses_of,
     is_single_address,
     port_route_config,
     service_route_config,
@@ -64,7 +65,7 @@ def _ranges(service: Service) -> tuple[str, ...]:
 
 def _binds(build: Build, service: Service) -> list[tuple[str, str]]:
     """(address, pod address or '') that TCP listeners of a service bind: its VIPs, its pods, or everything."""
-    addresses = [a for a in (*service.addresses, *service.auto_allocated) if is_single_address(a)]
+    addresses = [a for a in addresses_of(build, service) if is_single_address(a)]
     if addresses:
         return [(address, "") for address in addresses]
     if service.headless and not service.mesh_external:

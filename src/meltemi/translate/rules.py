@@ -83,7 +83,13 @@ def _merge(configs: list[Config[DestinationRule]]) -> Rule:
 
 def rule_for(build: Build, service: Service) -> Rule | None:
     """The rule that applies to a service for this class, or None."""
-    key = ("rule", build.proxy.namespace, build.proxy.selectors, service.hostname, service.namespace)
+    key = (
+        "rule",
+        build.proxy.namespace,
+        build.proxy.selectors,
+        service.hostname,
+        service.namespace,
+    )
     memo = build.context.memo
     if key in memo:
         found = memo[key]
@@ -104,7 +110,8 @@ def _on_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy | None:
     if policy is None:
         return None
     level: PortTrafficPolicy | None = next(
-        (s for s in policy.port_level_settings if s.port is not None and s.port.number == port), None
+        (s for s in policy.port_level_settings if s.port is not None and s.port.number == port),
+        None,
     )
     if level is None:
         return msgspec.structs.replace(policy, port_level_settings=())
@@ -127,7 +134,9 @@ def _overlay(base: TrafficPolicy, top: TrafficPolicy) -> TrafficPolicy:
     )
 
 
-def effective_policy(build: Build, rule: Rule | None, port: int, subset: Subset | None) -> TrafficPolicy:
+def effective_policy(
+    build: Build, rule: Rule | None, port: int, subset: Subset | None
+) -> TrafficPolicy:
     """What holds for one port of a service and one subset (None for all endpoints)."""
     policy = rule.policy if rule is not None else None
     if subset is not None and subset.traffic_policy is not None:
@@ -144,12 +153,11 @@ def _with_defaults(build: Build, policy: TrafficPolicy) -> TrafficPolicy:
     defaults = build.context.mesh.default_traffic_policy
     if defaults is None:
         return policy
-    changes = {}
-    if policy.connection_pool is None and defaults.connection_pool is not None:
-        changes["connection_pool"] = defaults.connection_pool
-    if policy.outlier_detection is None and defaults.outlier_detection is not None:
-        changes["outlier_detection"] = defaults.outlier_detection
-    return msgspec.structs.replace(policy, **changes) if changes else policy
+    return msgspec.structs.replace(
+        policy,
+        connection_pool=policy.connection_pool or defaults.connection_pool,
+        outlier_detection=policy.outlier_detection or defaults.outlier_detection,
+    )
 
 
 def pool_of(policy: TrafficPolicy) -> tuple[TCPSettings, HTTPSettings]:

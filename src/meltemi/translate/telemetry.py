@@ -66,7 +66,5 @@ def client_logs(mesh: MeshConfig, kind: StatsKind) -> tuple[AccessLog, ...]:
 
 def server_logs(mesh: MeshConfig, kind: StatsKind, *, mtls: bool) -> tuple[AccessLog, ...]:
     """What the called side records. Only an mTLS peer's word about itself counts."""
-    stats = StandardStats(
-        Side.SERVER, kind, security="mutual_tls" if mtls else "none", peer=mtls
-    )
+    stats = StandardStats(Side.SERVER, kind, security="mutual_tls" if mtls else "none", peer=mtls)
     return (stats, *file_logs(mesh))

@@ -22,7 +22,7 @@ from meltemi.push.context import PushContext
 ALPN_TCP = ("istio-peer-exchange", "istio")
 ALPN_HTTP = ("istio-http/1.1", "istio")
 ALPN_H2 = ("istio-h2", "istio", "h2")
-SECRET_PREFIX = "kubernetes://"
+SECRET_PREFIX = "kubernetes://"  # noqa: S105  the scheme of SDS names, not a secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,9 @@ def _roots(settings: ClientTLSSettings) -> SecretRef | None:
     return None
 
 
-def _origination(settings: ClientTLSSettings, service: Service, port: Port, http2: bool) -> TlsChoice:
+def _origination(
+    settings: ClientTLSSettings, service: Service, port: Port, http2: bool
+) -> TlsChoice:
     """TLS that the proxy starts on the application's behalf. Without roots the system's are used."""
     sans = settings.subject_alt_names or service.subject_alt_names
     roots = _roots(settings)

@@ -34,6 +34,13 @@ def is_single_address(text: str) -> bool:
         return False
 
 
+def addresses_of(build: Build, service: Service) -> tuple[str, ...]:
+    """Addresses that clients connect to. Automatic ones count only where DNS answers with them."""
+    if service.addresses or not build.proxy.dns_capture:
+        return service.addresses
+    return service.auto_allocated
+
+
 def domains_of(build: Build, service: Service) -> tuple[str, ...]:
     """All authorities by which clients of this namespace may address a service. Ports are ignored by the table."""
     host, domain = service.hostname, build.proxy.dns_domain
@@ -50,7 +57,7 @@ def domains_of(build: Build, service: Service) -> tuple[str, ...]:
             # Pods of a StatefulSet have names of their own under the service's.
             for base in tuple(found):
                 found[f"*.{base}"] = None
-    for address in (*service.addresses, *service.auto_allocated):
+    for address in addresses_of(build, service):
         if is_single_address(address):
             found[host_in_url(address)] = None
     return tuple(found)
@@ -81,7 +88,9 @@ def _unique(hosts: Iterable[VirtualHost]) -> tuple[VirtualHost, ...]:
     return tuple(kept)
 
 
-def service_virtual_host(build: Build, service: Service, port: Port, listen_port: int) -> VirtualHost:
+def service_virtual_host(
+    build: Build, service: Service, port: Port, listen_port: int
+) -> VirtualHost:
     """One service's virtual host: the VirtualService's routes, or the default one."""
     place = Place(frozenset({MESH_GATEWAY}), listen_port)
     config = build.scope.virtual_service(service.hostname)
@@ -106,9 +115,7 @@ def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
         return []
     place = Place(frozenset({MESH_GATEWAY}), listen_port)
     found = []
-    hosts = dict(build.scope.exact) | {
-        pattern: config for pattern, config in reversed(build.scope.wildcards)
-    }
+    hosts = dict(build.scope.exact) | dict(reversed(build.scope.wildcards))
     for host, config in hosts.items():
         if host in build.scope.by_host or not config.spec.http or host == "*":
             continue
@@ -116,11 +123,16 @@ def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
         if routes:
             domains = [host]
             suffix = f".svc.{build.proxy.dns_domain}"
-            short = resolve_short_name(host.split(".")[0], build.proxy.namespace, build.proxy.dns_domain)
+            short = resolve_short_name(
+                host.split(".")[0], build.proxy.namespace, build.proxy.dns_domain
+            )
             if host == short:
                 domains.append(host.split(".")[0])
             if host.endswith(suffix):
-                domains += [host.removesuffix(suffix), host.removesuffix(f".{build.proxy.dns_domain}")]
+                domains += [
+                    host.removesuffix(suffix),
+                    host.removesuffix(f".{build.proxy.dns_domain}"),
+                ]
             found.append(
                 VirtualHost(
                     f"{host}:{listen_port}",
@@ -179,5 +191,3 @@ def service_route_config(build: Build, service: Service, port: Port) -> RouteCon
         ignore_port_in_host=True,
         origins=(service.origin,),
     )
-
-
