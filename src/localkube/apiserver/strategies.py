@@ -82,7 +82,27 @@ def prepare_create(resource: Resource, obj: JsonObject, now: str) -> JsonObject:
             obj["status"] = {"phase": "Available"}
         case "services":
             obj["status"] = {"loadBalancer": {}}
+        case "jobs.batch":
+            _generate_job_selector(obj)
     return obj
+
+
+def _generate_job_selector(job: JsonObject) -> None:
+    """A Job selects its pods by its own uid, unless it says that it selects by itself.
+
+    https://kubernetes.io/docs/concepts/workloads/controllers/job/#specifying-your-own-pod-selector
+    """
+    spec = job.get("spec")
+    if not isinstance(spec, dict) or spec.get("manualSelector"):
+        return
+    uid, name = job["metadata"]["uid"], job["metadata"]["name"]
+    template = spec.setdefault("template", {})
+    labels = template.setdefault("metadata", {}).setdefault("labels", {})
+    for prefix in ("", "batch.kubernetes.io/"):
+        labels.setdefault(f"{prefix}controller-uid", uid)
+        labels.setdefault(f"{prefix}job-name", name)
+    if not spec.get("selector"):
+        spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
 
 
 def prepare_update(
