@@ -233,7 +233,8 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s\t%(levelname)s\t%(message)s", stream=sys.stdout
     )
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for noisy in ("kopf", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         asyncio.run(_serve())
     except kube_connection.ConnectionConfigError as error:
