@@ -378,3 +378,30 @@ async def test_equivalent_version_is_converted(world: World, serve: Any) -> None
         assert server.seen[0]["requestKind"]["version"] == "v1"
         assert stored["apiVersion"] == "example.com/v1"
         assert stored["metadata"]["labels"] == {"a": "b"}
+
+
+async def test_restarted_webhook_is_reached_again(world: World, tmp_path: Path) -> None:
+    """A kept connection that the webhook's restart has closed is not a failure."""
+    server = WebhookServer(tmp_path / "hook", lambda _: {"allowed": True})
+    for name in ("a", "b"):
+        async with server.run("hook.default.svc"):
+            add_service(world, server.port)
+            if name == "a":
+                await register(world, server.ca_bundle)
+            await world.create(pod(name))
+    assert [request["name"] for request in server.seen] == ["a", "b"]
+
+
+async def test_unreachable_endpoint_is_passed_over(world: World, serve: Any) -> None:
+    """With one dead and one live endpoint every call succeeds."""
+    async with serve(lambda _: {"allowed": True}) as server:
+        piece = world.store.get("endpointslices.discovery.k8s.io", "default", "hook-1")
+        assert piece is not None
+        # Nothing listens on this other loopback address.
+        endpoints = [{"addresses": ["127.0.0.1"]}, {"addresses": ["127.0.0.99"]}]
+        changed = {**piece.object, "endpoints": endpoints}
+        world.put("endpointslices", changed, "discovery.k8s.io")
+        await register(world, server.ca_bundle)
+        for number in range(4):
+            await world.create(pod(f"p{number}"))
+    assert len(server.seen) == 4

@@ -57,7 +57,7 @@ class WebhookServer:
         app.router.add_post("/{path:.*}", self._handle)
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=context)
         await site.start()
         self.port = runner.addresses[0][1]
         try:

@@ -29,6 +29,9 @@ ANSWER_BYTES_MAX = 16 * 1024 * 1024
 """An AdmissionReview answer holds at most a patch of one object; objects end at 1.5 MB."""
 
 
+_ATTEMPTS_PER_ADDRESS = 2
+
+
 class CallError(Exception):
     """The webhook gave no usable answer; the text says why, in Kubernetes' words."""
 
@@ -77,38 +80,53 @@ class WebhookClient:
     async def _post(
         self, target: Target, context: ssl.SSLContext, body: bytes, prefix: str
     ) -> Object:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(trust_env=False)
         problem = ""
         for host, port in target.addresses:
-            try:
-                async with self._session.post(
-                    f"https://{_bracket(host)}:{port}{target.path}",
-                    data=body,
-                    headers={
-                        "Content-Type": "application/json",
-                        "Accept": "application/json, */*",
-                        "User-Agent": "kube-apiserver-admission",
-                        "Host": urlsplit(target.url).netloc,
-                    },
-                    ssl=context,
-                    server_hostname=target.server_name,
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None),
-                ) as answer:
-                    content = await _read(answer, prefix)
-                    return _decode(answer.status, content)
-            except aiohttp.ClientConnectorCertificateError as error:
-                raise CallError(prefix + _certificate_text(error.certificate_error)) from error
-            except aiohttp.ClientConnectorSSLError as error:
-                raise CallError(f"{prefix}tls: {error.strerror or error}") from error
-            except aiohttp.ClientConnectorError as error:
-                problem = f"{prefix}dial tcp {host}:{port}: connect: {_os_text(error)}"
-            except aiohttp.ServerDisconnectedError:
-                problem = f"{prefix}EOF"
-            except (aiohttp.ClientError, OSError) as error:
-                problem = f"{prefix}{error}"
+            for _ in range(_ATTEMPTS_PER_ADDRESS):
+                try:
+                    return await self._send(target, host, port, context, body, prefix)
+                except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+                    problem = f"{prefix}EOF"  # perhaps a kept connection to a server that restarted
+                except aiohttp.ClientConnectorCertificateError as error:
+                    text = _certificate_text(error.certificate_error)
+                    raise CallError(prefix + text) from error
+                except aiohttp.ClientConnectorSSLError as error:
+                    raise CallError(f"{prefix}tls: {error.strerror or error}") from error
+                except aiohttp.ClientConnectorError as error:
+                    problem = f"{prefix}dial tcp {host}:{port}: connect: {_os_text(error)}"
+                    break
+                except (aiohttp.ClientError, OSError) as error:
+                    problem = f"{prefix}{error}"
+                    break
         raise CallError(problem)
+
+    async def _send(
+        self,
+        target: Target,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        body: bytes,
+        prefix: str,
+    ) -> Object:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(trust_env=False)
+        async with self._session.post(
+            f"https://{_bracket(host)}:{port}{target.path}",
+            data=body,
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "application/json, */*",
+                "User-Agent": "kube-apiserver-admission",
+                "Host": urlsplit(target.url).netloc,
+            },
+            ssl=context,
+            server_hostname=target.server_name,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+        ) as answer:
+            content = await _read(answer, prefix)
+            return _decode(answer.status, content)
 
     def _resolve(self, config: Object, timeout_s: int) -> Target:
         url = config.get("url")

@@ -132,7 +132,7 @@ def attributes_of_spec(kind: str, spec: Object) -> authz.Attributes:
         )
         raise errors.invalid(kind, "", [cause], _AUTHORIZATION_GROUP)
     if url is not None:
-        return authz.Attributes(str(url.get("verb", "")), path=str(url.get("path", "")))
+        return authz.Attributes(str(url.get("verb", "")), path=str(url.get("path") or "/"))
     asked = {
         name: str((resource or {}).get(name) or "")
         for name in ("verb", "group", "version", "resource", "subresource", "namespace", "name")

@@ -41,7 +41,10 @@ _NOT_ENFORCED: frozenset[tuple[str, str]] = frozenset(
         ("PodTemplateSpec", "metadata"),
         ("APIServiceSpec", "groupPriorityMinimum"),
         ("ValidatingAdmissionPolicySpec", "validations"),
-        ("CustomResourceDefinitionStatus", "conditions"),
+        ("CustomResourceDefinitionVersion", "served"),
+        ("CustomResourceDefinitionVersion", "storage"),
+        ("HTTPHeader", "value"),
+        ("PreferredSchedulingTerm", "preference"),
     }
 )
 
@@ -281,7 +284,7 @@ class SchemaValidator:
         items = node.get("items")
         if isinstance(items, dict):
             for index, item in enumerate(value):
-                if item is None and not self._custom:
+                if item is None and not self._custom and self._schemas.deref(items).get("type"):
                     self._add(fe.required(fe.at_index(path, index)))
                 self._visit(items, item, fe.at_index(path, index), enforce=enforce)
         if self._custom:
