@@ -36,9 +36,9 @@ def test_a_missing_hop_fails() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "good"),
-    [((100, 95, 105), True), ((300, 0, 0), False), ((180, 60, 60), False), ((150, 150, 0), False)],
+    [((100, 95, 105), True), ((300, 0, 0), False), ((180, 60, 60), True), ((150, 110, 40), False)],
 )
-def test_shares_must_be_thirds_within_chance(counts: tuple[int, int, int], good: bool) -> None:
+def test_every_version_must_take_part(counts: tuple[int, int, int], good: bool) -> None:
     versions = dict(zip(("reviews-v1", "reviews-v2", "reviews-v3"), counts, strict=True))
     assert all(row.good for row in share_rows(versions)) is good
 

@@ -88,7 +88,7 @@ class Cluster:
     async def remove(self) -> None:
         """Stop it and forget its state."""
         await self._localkube("down")
-        await self._localkube("reset", "--yes")
+        await self._localkube("reset")
 
 
 async def _until(what: str, deadline_s: float, probe: Any) -> Any:
