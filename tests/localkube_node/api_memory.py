@@ -112,7 +112,9 @@ class MemoryApi:
             raise ApiStatusError(404, "NotFound", f"{resource.plural} {name} not found")
         return copy.deepcopy(found)
 
-    async def list(self, resource: ResourceType, namespace: str | None = None, **options: Any) -> Any:
+    async def list(
+        self, resource: ResourceType, namespace: str | None = None, **options: Any
+    ) -> Any:
         selector = options.get("field_selector") or ""
         items = [
             copy.deepcopy(obj)

@@ -144,11 +144,20 @@ async def scenario_dns(directory: Path) -> None:
         await two_servers(api)
         api.put(SERVICES, service("web", "10.96.1.1"))
         api.put(SERVICES, service("heads", "None"))
-        api.put(SERVICES, service("far", "", type="ExternalName", externalName="web.default.svc.cluster.local"))
+        api.put(
+            SERVICES,
+            service("far", "", type="ExternalName", externalName="web.default.svc.cluster.local"),
+        )
         api.put(ENDPOINT_SLICES, endpoints(api, "heads", "a", "b"))
         first = api.find(PODS, "a")["status"]["podIP"]
-        names = ["web", "web.default", "web.default.svc.cluster.local", "a.heads", "far",
-                 f"{first.replace('.', '-')}.default.pod"]
+        names = [
+            "web",
+            "web.default",
+            "web.default.svc.cluster.local",
+            "a.heads",
+            "far",
+            f"{first.replace('.', '-')}.default.pod",
+        ]
         script = f"import socket\nfor n in {names!r}: print(n, socket.gethostbyname(n))\n" + (
             "print(sorted({a[4][0] for a in socket.getaddrinfo('heads', 80)}))\n"
             "try: socket.gethostbyname('nothing.here.svc.cluster.local.')\n"
@@ -171,9 +180,11 @@ async def scenario_dns(directory: Path) -> None:
         ]
         # The same over TCP.
         reader, writer = await asyncio.open_connection("10.96.0.10", 53)
-        query = b"\0\x07\x01\0\0\1\0\0\0\0\0\0" + dns_zone.encode_name(
-            ("_http", "_tcp", "web", "default", "svc", "cluster", "local")
-        ) + b"\0\x21\0\1"
+        query = (
+            b"\0\x07\x01\0\0\1\0\0\0\0\0\0"
+            + dns_zone.encode_name(("_http", "_tcp", "web", "default", "svc", "cluster", "local"))
+            + b"\0\x21\0\1"
+        )
         writer.write(len(query).to_bytes(2, "big") + query)
         size = int.from_bytes(await reader.readexactly(2), "big")
         answer = await reader.readexactly(size)
@@ -219,8 +230,10 @@ async def scenario_port_in_use(directory: Path) -> None:
         api.put(SERVICES, {**service("edge", "10.96.1.1", type="LoadBalancer"), "status": status})
         api.put(ENDPOINT_SLICES, endpoints(api, "edge", "a"))
         await api.until(
-            lambda: api.find(SERVICES, "edge")["metadata"].get("annotations", {})
-            == {"localkube/forwarded-ports": "80=8080"}
+            lambda: (
+                api.find(SERVICES, "edge")["metadata"].get("annotations", {})
+                == {"localkube/forwarded-ports": "80=8080"}
+            )
         )
         ports = await api.until(
             lambda: api.find(SERVICES, "edge")["status"]["loadBalancer"]["ingress"][0].get("ports")

@@ -92,8 +92,10 @@ async def scenario_restart(directory: Path) -> None:
         assert status["lastState"]["terminated"]["exitCode"] == 3
         assert status["lastState"]["terminated"]["message"].strip() == "why"
         await api.until(
-            lambda: container_status(api, "crash").get("state", {}).get("waiting", {}).get("reason")
-            == "CrashLoopBackOff"
+            lambda: (
+                container_status(api, "crash").get("state", {}).get("waiting", {}).get("reason")
+                == "CrashLoopBackOff"
+            )
         )
         assert any(reason == "BackOff" for reason, _ in api.events("crash"))
         assert not is_ready(api, "crash")
@@ -110,7 +112,9 @@ async def scenario_init(directory: Path) -> None:
             PODS,
             pod(
                 "ordered",
-                shell("cat /shared/log; echo main >> /shared/log; sleep 1000", volumeMounts=[shared]),
+                shell(
+                    "cat /shared/log; echo main >> /shared/log; sleep 1000", volumeMounts=[shared]
+                ),
                 initContainers=[
                     shell("echo one >> /shared/log", "one", volumeMounts=[shared]),
                     shell(
@@ -129,7 +133,9 @@ async def scenario_init(directory: Path) -> None:
         await api.until(lambda: is_ready(api, "ordered"))
         await api.until(lambda: "two" in log_text(agent, "ordered"))
         assert log_text(agent, "ordered").split() == ["one", "side", "two"]
-        assert container_status(api, "ordered", "one")["state"]["terminated"]["reason"] == "Completed"
+        assert (
+            container_status(api, "ordered", "one")["state"]["terminated"]["reason"] == "Completed"
+        )
         assert container_status(api, "ordered", "side")["state"]["running"]
         worker = agent.find("default", "ordered")
         assert worker is not None
@@ -151,10 +157,12 @@ async def scenario_unknown_image(directory: Path) -> None:
         container = {"name": "main", "image": "example.com/shop/cart:1.2"}
         api.put(PODS, pod("cart", container))
         waiting = await api.until(
-            lambda: container_status(api, "cart").get("state", {}).get("waiting")
-            if container_status(api, "cart").get("state", {}).get("waiting", {}).get("reason")
-            in ("ErrImagePull", "ImagePullBackOff")
-            else None
+            lambda: (
+                container_status(api, "cart").get("state", {}).get("waiting")
+                if container_status(api, "cart").get("state", {}).get("waiting", {}).get("reason")
+                in ("ErrImagePull", "ImagePullBackOff")
+                else None
+            )
         )
         assert str(own) in waiting["message"]
         assert 'image: "example.com/shop/cart:*"' in waiting["message"]
@@ -170,11 +178,18 @@ def test_an_unknown_image_says_how_to_add_it_and_then_works(tmp_path: Path) -> N
 
 async def scenario_probes(directory: Path) -> None:
     async with node(directory) as (api, agent):
-        probe = {"httpGet": {"port": 80, "path": "/ready"}, "periodSeconds": 1, "failureThreshold": 1}
+        probe = {
+            "httpGet": {"port": 80, "path": "/ready"},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        }
         live = {"exec": {"command": ["test", "!", "-e", "/tmp/dead"]}, "periodSeconds": 1}
         api.put(
             PODS,
-            pod("web", http_server(readinessProbe=probe, livenessProbe={**live, "failureThreshold": 1})),
+            pod(
+                "web",
+                http_server(readinessProbe=probe, livenessProbe={**live, "failureThreshold": 1}),
+            ),
         )
         await api.until(lambda: is_ready(api, "web"))
         worker = agent.find("default", "web")
@@ -220,9 +235,12 @@ def test_a_container_that_ends_takes_its_daemons_with_it(tmp_path: Path) -> None
 
 async def scenario_grace(directory: Path) -> None:
     async with node(directory) as (api, agent):
-        stubborn = shell("trap '' TERM; echo up; while true; do sleep 0.05; done", lifecycle={
-            "preStop": {"exec": {"command": ["sh", "-c", "echo stopping > /proc/1/fd/1; true"]}}
-        })
+        stubborn = shell(
+            "trap '' TERM; echo up; while true; do sleep 0.05; done",
+            lifecycle={
+                "preStop": {"exec": {"command": ["sh", "-c", "echo stopping > /proc/1/fd/1; true"]}}
+            },
+        )
         api.put(PODS, pod("stubborn", stubborn))
         await api.until(lambda: "up" in log_text(agent, "stubborn"))
         worker = agent.find("default", "stubborn")

@@ -78,9 +78,7 @@ async def scenario_kinds(directory: Path) -> None:
                 {
                     "name": "info",
                     "downwardAPI": {
-                        "items": [
-                            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
-                        ]
+                        "items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]
                     },
                 },
                 {"name": "host", "hostPath": {"path": str(host), "type": "Directory"}},
@@ -148,17 +146,18 @@ async def scenario_missing(directory: Path) -> None:
             ),
         )
         await api.until(
-            lambda: ("FailedMount", True)
-            in [(reason, '"later" not found' in text) for reason, text in api.events("waits")]
+            lambda: (
+                ("FailedMount", True)
+                in [(reason, '"later" not found' in text) for reason, text in api.events("waits")]
+            )
         )
         await api.until(lambda: phase(api, "waits") == "Pending")
         api.put(CONFIG_MAPS, config_map("later", a="b"))
         await api.until(
-            lambda: container_status(api, "waits")
-            .get("state", {})
-            .get("waiting", {})
-            .get("reason")
-            == "CreateContainerConfigError"
+            lambda: (
+                container_status(api, "waits").get("state", {}).get("waiting", {}).get("reason")
+                == "CreateContainerConfigError"
+            )
         )
         api.put(CONFIG_MAPS, config_map("vars", a="b"))
         await api.until(lambda: is_ready(api, "waits"))

@@ -81,7 +81,9 @@ def python(script: str, name: str = "main", **fields: Any) -> dict[str, Any]:
 
 def http_server(name: str = "main", **fields: Any) -> dict[str, Any]:
     """Return a container that serves HTTP on port 80."""
-    fields.setdefault("readinessProbe", {"httpGet": {"port": 80, "path": "/ready"}, "periodSeconds": 1})
+    fields.setdefault(
+        "readinessProbe", {"httpGet": {"port": 80, "path": "/ready"}, "periodSeconds": 1}
+    )
     return python(HTTP_SERVER, name, **fields)
 
 
@@ -101,7 +103,10 @@ def is_ready(api: MemoryApi, name: str) -> bool:
 def container_status(api: MemoryApi, name: str, container: str = "main") -> dict[str, Any]:
     """Return one container's status."""
     status = (api.find(PODS, name) or {}).get("status") or {}
-    listed = [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])]
+    listed = [
+        *(status.get("containerStatuses") or []),
+        *(status.get("initContainerStatuses") or []),
+    ]
     return next((c for c in listed if c["name"] == container), {})
 
 
@@ -119,7 +124,9 @@ def log_text(agent: NodeAgent, name: str, container: str = "main") -> str:
 
 async def run_to_end(api: MemoryApi, agent: NodeAgent, name: str, script: str, **spec: Any) -> str:
     """Run a shell script in a pod of its own; return what it printed."""
-    fields = {key: spec.pop(key) for key in ("volumeMounts", "env", "securityContext") if key in spec}
+    fields = {
+        key: spec.pop(key) for key in ("volumeMounts", "env", "securityContext") if key in spec
+    }
     api.put(PODS, pod(name, shell(script, **fields), restartPolicy="Never", **spec))
     await api.until(lambda: phase(api, name) in ("Succeeded", "Failed"))
     return log_text(agent, name)

@@ -171,8 +171,6 @@ class KubeletServer:
         return _ended(request)
 
     async def _channels(self, request: web.Request, tty: bool) -> Channels:
-        if not is_spdy(request):
-            return await WebSocketChannels.accept(request)
         query = request.query
         expected = {"error"}
         for names in (("stdin", "input"), ("stdout", "output")):
@@ -182,6 +180,8 @@ class KubeletServer:
             expected.add("stderr")
         if tty:
             expected.add("resize")
+        if not is_spdy(request):
+            return await WebSocketChannels.accept(request, expected)
         try:
             return await SpdyChannels.accept(request, expected)
         except (SpdyError, TimeoutError) as error:

@@ -150,7 +150,8 @@ async def watch_probe(
     eager = kind != "liveness"
     streak, last, pause = 0, None, _EAGER_FIRST_S
     await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
-    tick = clock.monotonic()
+    # Eager kinds: failures of the first period are the program's start, not news.
+    tick = clock.monotonic() + (period if eager else 0.0)
     while True:
         outcome = await attempt(target, probe, timeout)
         now = clock.monotonic()

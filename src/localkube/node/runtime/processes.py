@@ -83,13 +83,17 @@ class Sandbox:
     host_network: bool
 
 
+_Born = tuple[int, asyncio.Future[int]]
+"""A new process: its id and its exit code to come."""
+
+
 class Runtime:
     """Client of one fork server. Start it from the main thread: the server dies with that thread."""
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._pending: dict[int, asyncio.Future[int]] = {}
+        self._pending: dict[int, asyncio.Future[_Born]] = {}
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._early_exits: dict[int, int] = {}
         self._next_id = 0
@@ -202,18 +206,18 @@ class Runtime:
         loop = asyncio.get_running_loop()
         self._next_id += 1
         number = self._next_id
-        reply: asyncio.Future[int] = loop.create_future()
+        reply: asyncio.Future[_Born] = loop.create_future()
         self._pending[number] = reply
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
             zygote.send_message(self._control, {"id": number, **request}, (theirs.fileno(), *fds))
         try:
-            pid = await reply
+            pid, exited = await reply
         except BaseException:
             ours.close()
             raise
-        return pid, self._exits[pid], ours
+        return pid, exited, ours
 
     def _read(self) -> None:
         assert self._control is not None
@@ -245,14 +249,15 @@ class Runtime:
                 reply.set_exception(StartError(message["error"]))
             return
         pid = message["pid"]
-        exited = asyncio.get_running_loop().create_future()
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if pid in self._early_exits:
             exited.set_result(self._early_exits.pop(pid))
-        self._exits[pid] = exited
-        if reply.done():  # the requester was cancelled meanwhile
-            os.kill(pid, signal.SIGKILL)
         else:
-            reply.set_result(pid)
+            self._exits[pid] = exited
+        if not reply.done():
+            reply.set_result((pid, exited))
+        elif not exited.done():  # the requester was cancelled meanwhile
+            os.kill(pid, signal.SIGKILL)
 
     def _on_lost(self) -> None:
         assert self._control is not None

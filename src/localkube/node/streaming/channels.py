@@ -127,17 +127,17 @@ class WebSocketChannels:
         self._socket = socket
 
     @classmethod
-    async def accept(cls, request: web.Request) -> WebSocketChannels:
+    async def accept(cls, request: web.Request, expected: set[str]) -> WebSocketChannels:
         """Answer the upgrade."""
         socket = web.WebSocketResponse(
             protocols=WEBSOCKET_PROTOCOLS, max_msg_size=0, heartbeat=30, autoclose=True
         )
         await socket.prepare(request)
         request["upgraded"] = socket
-        # Clients wait for the channels to exist before they send: an empty message opens one.
         channels = cls(socket)
-        for name in ("stdin", "stdout", "stderr", "error"):
-            await channels.write(name, b"")
+        # An empty message on the first channel of ours tells the client that the session began.
+        first = next((name for name in ("stdout", "stderr") if name in expected), "error")
+        await channels.write(first, b"")
         return channels
 
     async def messages(self) -> AsyncIterator[Message]:
