@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from meltemi.analyze.messages import MESSAGES
 from meltemi.model import kubernetes as k8s
-from meltemi.model.config import Config
+from meltemi.model.config import Config, Key
+from meltemi.model.destination_rule import DestinationRule
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.names import resolve_short_name
 from meltemi.model.origin import Finding
@@ -39,10 +41,34 @@ class Analysis:
 
     def find(self, kind: str, namespace: str, name: str) -> Config[Any] | None:
         """One object by name."""
-        for config in self.of(kind):
-            if config.meta.name == name and config.meta.namespace == namespace:
-                return config
-        return None
+        return self._named.get(Key(kind, namespace, name))
+
+    @cached_property
+    def _named(self) -> Mapping[Key, Config[Any]]:
+        return {config.key: config for group in self.kinds.values() for config in group}
+
+    def rules_for(self, hostname: str) -> Iterator[Config[DestinationRule]]:
+        """DestinationRules for a full host name, wildcards included."""
+        exact, wild = self._rules
+        yield from exact.get(hostname, ())
+        for tail, config in wild:
+            if hostname.endswith(tail):
+                yield config
+
+    @cached_property
+    def _rules(
+        self,
+    ) -> tuple[dict[str, list[Config[DestinationRule]]], list[tuple[str, Config[DestinationRule]]]]:
+        """DestinationRules by full host name; those with a wildcard, by what follows it."""
+        exact: dict[str, list[Config[DestinationRule]]] = {}
+        wild: list[tuple[str, Config[DestinationRule]]] = []
+        for config in self.of("DestinationRule"):
+            host = self.hostname(config.spec.host, config.meta.namespace)
+            if host.startswith("*"):
+                wild.append((host[1:], config))
+            else:
+                exact.setdefault(host, []).append(config)
+        return exact, wild
 
     def add(
         self, code: str, config: Config[Any], path: str = "", remedy: str = "", **values: Any
@@ -75,13 +101,18 @@ class Analysis:
 
     def workloads(self, namespace: str, labels: Mapping[str, str]) -> list[Workload]:
         """Workloads with all of the labels; in every namespace when ``namespace`` is ''."""
-        found = {
-            (workload.namespace, workload.name): workload
-            for group in self.registry.workloads.values()
-            for workload in group
+        return [
+            workload
+            for workload in self._workloads
             if (not namespace or workload.namespace == namespace)
             and all(workload.labels.get(key) == value for key, value in labels.items())
-        }
+        ]
+
+    @cached_property
+    def _workloads(self) -> list[Workload]:
+        """Every workload once, by name."""
+        groups = self.registry.workloads.values()
+        found = {(w.namespace, w.name): w for group in groups for w in group}
         return [found[key] for key in sorted(found)]
 
 

@@ -10,7 +10,6 @@ from meltemi.config.paths import item
 from meltemi.config.reader import nearest
 from meltemi.config.validate_virtual_service import covers
 from meltemi.model.config import Config
-from meltemi.model.destination_rule import DestinationRule
 from meltemi.model.topology import Gateway
 from meltemi.model.traffic import Destination, HTTPMatchRequest, TCPRoute, TLSRoute, VirtualService
 
@@ -81,11 +80,7 @@ def _unknown_host(context: Analysis, config: Config[Any], path: str, host: str) 
 
 def _subset(context: Analysis, config: Config[Any], path: str, destination: Destination) -> None:
     full = context.hostname(destination.host, config.meta.namespace)
-    known: list[str] = []
-    for rule in context.of("DestinationRule"):
-        spec: DestinationRule = rule.spec
-        if covers(context.hostname(spec.host, rule.meta.namespace), full):
-            known.extend(subset.name for subset in spec.subsets)
+    known = [subset.name for rule in context.rules_for(full) for subset in rule.spec.subsets]
     if destination.subset not in known:
         guess = nearest(destination.subset, known)
         remedy = f"did you mean {guess}?" if guess else f"add it to a DestinationRule for {full}"

@@ -320,9 +320,9 @@ def _filter_match(config: Config[EnvoyFilter], index: int, report: Report) -> No
         return
     wanted = _MATCHES.get(entry.apply_to)
     for name in ("listener", "route_configuration", "cluster"):
-        if getattr(match, name) is not None and name != wanted:
+        if wanted and getattr(match, name) is not None and name != wanted:
             text = f"does not select anything for applyTo {entry.apply_to}"
-            report.error(join(path, _wire(name)), text, f"use {_wire(wanted)}" if wanted else "")
+            report.error(join(path, _wire(name)), text, f"use {_wire(wanted)}")
     if match.proxy is not None:
         checks.regex(match.proxy.proxy_version or None, f"{path}.proxy.proxyVersion", report)
     chain = match.listener.filter_chain if match.listener else None

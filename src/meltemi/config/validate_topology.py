@@ -91,19 +91,16 @@ def _server(server: Server, path: str, report: Report) -> None:
     if secure and server.tls is None:
         remedy = "add tls with mode and credentialName"
         report.error(f"{path}.tls", f"is required by protocol {port.protocol}", remedy)
-    if (
-        server.tls is not None
-        and not secure
-        and server.tls != ServerTLSSettings(https_redirect=True)
-    ) and port.protocol.upper() in ("HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY"):
+    plain = port.protocol.upper() in ("HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY")
+    redirect_only = (ServerTLSSettings(), ServerTLSSettings(https_redirect=True), None)
+    if plain and server.tls not in redirect_only:
         text = f"protocol {port.protocol} allows only httpsRedirect under tls"
         report.error(f"{path}.tls", text, "use protocol HTTPS")
     if server.tls is not None:
         if secure and server.tls.https_redirect:
             text = "a server that speaks TLS cannot redirect to itself"
             report.error(f"{path}.tls.httpsRedirect", text, "set it on the HTTP server")
-        plain = server.tls.https_redirect and not secure
-        if not plain and secure:
+        if secure:
             server_tls(server.tls, f"{path}.tls", report)
 
 

@@ -210,7 +210,7 @@ def _match(match: HTTPMatchRequest, path: str, report: Report) -> None:
             if not name:
                 report.error(where, "a name may not be empty", "")
             elif field != "queryParams":
-                checks.header_name(name, where, report)
+                checks.header_name(name.removeprefix(":"), where, report)
                 if name.lower() in ("uri", "scheme", "method", "authority"):
                     text = f'the header "{name}" is ignored'
                     report.warn(where, text, f"use the match field {name.lower()}")

@@ -35,13 +35,6 @@ class K8sObjectOverlay(Spec, frozen=True):
     patches: tuple[OverlayPatch, ...] = ()
 
 
-class Resources(Spec, frozen=True):
-    """Requests and limits."""
-
-    limits: StringMap = field(default_factory=lambda: EMPTY_MAP)
-    requests: StringMap = field(default_factory=lambda: EMPTY_MAP)
-
-
 class KubernetesResourcesSpec(Spec, frozen=True):
     """Kubernetes settings of a component; free-form parts have Kubernetes' own form."""
 
