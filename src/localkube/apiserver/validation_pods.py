@@ -326,9 +326,9 @@ def validate_pod_update(new: Object, old: Object) -> list[FieldError]:
             fe.forbidden("spec.containers", "pod updates may not add or remove containers")
         )
         return errors
-    if not before.get("nodeName"):
+    if not before.get("nodeName") and after.get("nodeName"):
         # A binding gives the pod its node, once.
-        before = {**before, "nodeName": after.get("nodeName")}
+        before = {**before, "nodeName": after["nodeName"]}
     if _without_mutable(before) != _without_mutable(after):
         errors.append(fe.forbidden("spec", _UPDATE_TEXT))
     return errors
