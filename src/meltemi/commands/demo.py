@@ -152,7 +152,7 @@ async def install_bookinfo(api: Any) -> None:
     files = (folder / "platform/kube/bookinfo.yaml", folder / "networking/bookinfo-gateway.yaml")
     documents = read_documents(map(str, files))
     for document in documents:
-        await api.apply(document, namespace=NAMESPACE)
+        await _applied(api, document)
     wanted = sum(document["kind"] == "Deployment" for document in documents)
 
     async def ready() -> tuple[bool, str]:
@@ -161,6 +161,22 @@ async def install_bookinfo(api: Any) -> None:
         return len(good) >= wanted, f"{len(good)} of {wanted} pods are ready"
 
     await _until("Bookinfo", APP_TIMEOUT_S, ready)
+
+
+async def _applied(api: Any, document: dict[str, Any]) -> None:
+    """Apply, and again while istiod's webhooks are on their way back (a cluster that was kept)."""
+    from meltemi.adapters.kube_api import KubeError
+
+    async def attempt() -> tuple[bool, str]:
+        try:
+            await api.apply(document, namespace=NAMESPACE)
+        except KubeError as error:
+            if "failed calling webhook" not in str(error):
+                raise
+            return False, str(error)
+        return True, ""
+
+    await _until(f"{document['kind']} {document['metadata']['name']}", MESH_TIMEOUT_S, attempt)
 
 
 def _pod_ready(pod: dict[str, Any]) -> bool:
