@@ -192,10 +192,6 @@ def _http_stats(log: StandardStats) -> list[Any]:
                 ),
             ],
         )
-        if protocol == "grpc":
-            for name in ("request", "response"):
-                source = f"%FILTER_STATE(envoy.filters.http.grpc_stats:FIELD:{name}_message_count)%"
-                config.counters.append(_counter(f"{name}_messages_total", tags, source))
         made.append(_logger(config, _is_grpc(protocol == "grpc")))
     return made
 

@@ -10,8 +10,6 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
-from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
-from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -85,16 +83,6 @@ def _cors(_: ir.CorsFilter) -> tuple[str, Any]:
     return "envoy.filters.http.cors", cors_pb2.Cors()
 
 
-def _grpc_stats(_: ir.GrpcStats) -> tuple[str, Any]:
-    made = grpc_stats_pb2.FilterConfig(emit_filter_state=True)
-    made.stats_for_all_methods.value = False
-    return "envoy.filters.http.grpc_stats", made
-
-
-def _grpc_web(_: ir.GrpcWeb) -> tuple[str, Any]:
-    return "envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()
-
-
 def _router(_: ir.Router) -> tuple[str, Any]:
     return "envoy.filters.http.router", router_pb2.Router()
 
@@ -105,8 +93,6 @@ _BUILDERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     ir.MeshAlpn: _mesh_alpn,
     ir.FaultFilter: _fault,
     ir.CorsFilter: _cors,
-    ir.GrpcStats: _grpc_stats,
-    ir.GrpcWeb: _grpc_web,
     ir.Router: _router,
 }
 

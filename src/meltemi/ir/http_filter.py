@@ -33,20 +33,10 @@ class CorsFilter:
 
 
 @value
-class GrpcStats:
-    """Counts gRPC messages for the metrics."""
-
-
-@value
-class GrpcWeb:
-    """Translates gRPC-Web."""
-
-
-@value
 class Router:
     """The last filter."""
 
 
-HttpFilter = (
+HttpFilter = SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | Router
     SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | GrpcStats | GrpcWeb | Router
 )

@@ -74,8 +74,6 @@ _KINDS = frozenset(
         "MeshAlpn",
         "FaultFilter",
         "CorsFilter",
-        "GrpcStats",
-        "GrpcWeb",
         "Router",
         "Forward",
         "Redirect",

@@ -164,8 +164,8 @@ Action = Forward | Redirect | DirectResponse
 class Route:
     """One entry of a virtual host; the first that matches wins.
 
-    ``external`` keeps our peer headers off the wire. ``alpn`` tells mesh endpoints that HTTP is inside, for
-    ports whose protocol is sniffed. ``config`` is the API path of the object, for telemetry.
+    ``external`` keeps our peer headers off the wire. ``sniffed`` tells the endpoint's proxy that
+    HTTP is inside the mTLS, for ports whose protocol is not declared. ``config`` is the API path of the object, for telemetry.
     """
 
     name: str
@@ -175,7 +175,7 @@ class Route:
     fault: Fault | None = None
     cors: Cors | None = None
     external: bool = False
-    alpn: tuple[str, ...] = ()
+    sniffed: bool = False
     decorator: str = ""
     config: str = ""
     stat_prefix: str = ""

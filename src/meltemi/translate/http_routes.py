@@ -21,9 +21,6 @@ from meltemi.translate.http_match import (
     source_applies,
 )
 
-# Offered upstream when a route's traffic is HTTP but the destination's port is not declared as such.
-SNIFFED_ALPN = ("istio-http/1.1", "istio")
-
 
 def config_path(config: Config[VirtualService]) -> str:
     """API path of a rule, for telemetry metadata."""
@@ -58,7 +55,7 @@ def _route(
         fault=build_fault(rule.fault) if place.in_mesh or rule.fault is not None else None,
         cors=build_cors(rule.cors_policy),
         external=all_external(build, config, rule.route),
-        alpn=SNIFFED_ALPN if any_sniffed(build, config, rule.route, place.port) else (),
+        sniffed=any_sniffed(build, config, rule.route, place.port),
         decorator=_decorator(action, place),
         config=config_path(config),
         stat_prefix=match.stat_prefix if match is not None else "",
@@ -119,7 +116,7 @@ def default_route(build: Build, service: Service, port: Port) -> Route:
             hashes=(hashing,) if hashing is not None else (),
         ),
         external=service.mesh_external,
-        alpn=SNIFFED_ALPN if port.protocol.is_unknown and not service.mesh_external else (),
+        sniffed=port.protocol.is_unknown and not service.mesh_external,
         decorator=f"{service.hostname}:{port.number}/*",
         origins=(service.origin,),
     )

@@ -1,6 +1,6 @@
 """HTTP connection managers and TCP proxies of sidecars and gateways, with their HTTP filters in order.
 
-Order: peer metadata, (authentication and authorization), ALPN, fault, CORS, gRPC statistics, router.
+Order: peer metadata, (authentication and authorization), ALPN, fault, CORS, router.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from meltemi.push.context import PushContext
 from meltemi.translate.build import Build
 from meltemi.translate.telemetry import client_logs, server_logs
 
-_TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.GrpcStats(), filters.Router())
+_TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.Router())
 
 
 def _normalization(mesh: MeshConfig) -> tuple[bool, bool, str]:
