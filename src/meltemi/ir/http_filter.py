@@ -38,5 +38,3 @@ class Router:
 
 
 HttpFilter = SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | Router
-    SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | GrpcStats | GrpcWeb | Router
-)
