@@ -33,7 +33,14 @@ _KUBERNETES = (
 @click.command()
 @click.argument("paths", nargs=-1)
 @click.option(
-    "--use-kube/--no-use-kube", "-k", "cluster", default=None, help="look at the cluster too"
+    "-k",
+    "--use-kube",
+    "cluster",
+    type=bool,
+    is_flag=False,
+    flag_value=True,
+    default=None,
+    help="look at the cluster too; --use-kube=false for files alone",
 )
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True)
 @click.option("-n", "--namespace", default="", help="namespace whose findings to show")
