@@ -144,13 +144,13 @@ async def test_denial_without_words(world: World, serve: Any) -> None:
 
 async def test_unreachable_webhook_fails_the_request(world: World) -> None:
     """failurePolicy Fail: a refused connection is an error that names the webhook and the URL."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    add_service(world, port)
-    await register(world, "")
-    with pytest.raises(ApiError) as caught:
-        await world.create(pod())
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
+        port = silent.getsockname()[1]
+        add_service(world, port)
+        await register(world, "")
+        with pytest.raises(ApiError) as caught:
+            await world.create(pod())
     assert caught.value.code == 500
     assert caught.value.message == (
         'Internal error occurred: failed calling webhook "hook.example.com": failed to call '
