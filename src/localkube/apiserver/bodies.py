@@ -21,6 +21,8 @@ MAX_BODY_BYTES = 3 * 1024 * 1024
 # Deeper than any real object; OpenAPI schemas in CRDs stay far below.
 MAX_DEPTH = 200
 _MAX_ALIASES = 200
+# Maps and lists in one body, aliases expanded; real objects have some thousands.
+_MAX_NODES = 500_000
 
 JSON = "application/json"
 YAML = "application/yaml"
@@ -172,7 +174,7 @@ def check_depth(value: Any) -> None:
         nodes += len(level)
         if depth > MAX_DEPTH:
             raise bad_request(f"the body is nested deeper than {MAX_DEPTH} levels")
-        if nodes > MAX_BODY_BYTES:
+        if nodes > _MAX_NODES:
             raise bad_request("the body expands to too many values")
         deeper: list[Any] = []
         for item in level:

@@ -48,6 +48,8 @@ class Handlers:
         verb = info.verb
         if verb not in resource.verbs:
             raise errors.method_not_allowed(resource.plural, verb, resource.group)
+        if verb in ("update", "patch") and not info.name:
+            raise errors.method_not_allowed(resource.plural, verb, resource.group)
         if resource.namespaced and not info.namespace and verb not in ("list", "watch"):
             raise errors.bad_request("the path names no namespace")
         match verb:

@@ -151,7 +151,7 @@ def _limit_to_subresource(
         finalizers = (new.get("spec") or {}).get("finalizers") or []
         limited["spec"] = {**old.get("spec", {}), "finalizers": finalizers}
         return limited
-    if "status" in resource.subresources:
+    if "status" in resource.subresources and subresource != "binding":
         _take(new, old, "status")
     return new
 
