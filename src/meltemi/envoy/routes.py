@@ -192,10 +192,8 @@ def _forward(made: Any, action: Forward) -> None:
     else:
         route.weighted_clusters.clusters.extend(_weighted(target) for target in action.clusters)
     route.timeout.CopyFrom(duration(action.timeout_s))
-    route.max_stream_duration.max_stream_duration.CopyFrom(duration(action.timeout_s))
-    # The caller's grpc-timeout may shorten the route's timeout, never lengthen it.
-    if action.timeout_s:
-        route.max_stream_duration.grpc_timeout_header_max.CopyFrom(duration(action.timeout_s))
+    # A caller's grpc-timeout holds, up to the route's own timeout (0: without limit).
+    route.max_stream_duration.grpc_timeout_header_max.CopyFrom(duration(action.timeout_s))
     if action.retry is not None:
         route.retry_policy.CopyFrom(_retry(action.retry))
     if action.prefix_rewrite:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from meltemi.ir.route import HashPolicy, WeightedCluster
 from meltemi.model.config import Config
 from meltemi.model.names import outbound_cluster, resolve_short_name
-from meltemi.model.service import Service
+from meltemi.model.service import Port, Service
 from meltemi.model.traffic import (
     Destination,
     HTTPRouteDestination,
@@ -17,7 +17,7 @@ from meltemi.model.traffic import (
 from meltemi.translate.build import Build
 from meltemi.translate.cluster_policy import hash_policy
 from meltemi.translate.header_ops import header_ops
-from meltemi.translate.rules import effective_policy, rule_for
+from meltemi.translate.rules import effective_policy, pool_of, rule_for
 
 
 def service_of(
@@ -102,17 +102,31 @@ def all_external(
     return bool(found) and all(service is not None and service.mesh_external for service in found)
 
 
-def any_sniffed(
+def version_unknown(build: Build, service: Service, port: Port, subset: str = "") -> bool:
+    """Whether only a request tells which HTTP version its destination gets: sniffed ports, useClientProtocol."""
+    if service.mesh_external:
+        return False
+    if port.protocol.is_unknown:
+        return True
+    rule = rule_for(build, service)
+    if rule is None:
+        return False
+    chosen = next((entry for entry, _, _ in rule.subsets if entry.name == subset), None)
+    return pool_of(effective_policy(build, rule, port.number, chosen))[1].use_client_protocol
+
+
+def any_version_unknown(
     build: Build,
     config: Config[VirtualService],
     targets: Iterable[HTTPRouteDestination],
     listen_port: int,
 ) -> bool:
-    """Whether a destination port's protocol is unknown to its own proxy."""
+    """Whether ``version_unknown`` holds for any destination."""
     for target in targets:
         _, service = service_of(build, target.destination, config.meta.namespace)
-        if service is not None:
-            port = service.port(port_of(target.destination, service, listen_port))
-            if port is not None and port.protocol.is_unknown and not service.mesh_external:
-                return True
+        if service is None:
+            continue
+        port = service.port(port_of(target.destination, service, listen_port))
+        if port is not None and version_unknown(build, service, port, target.destination.subset):
+            return True
     return False

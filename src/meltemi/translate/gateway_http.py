@@ -12,6 +12,7 @@ from meltemi.translate.gateway_servers import Bound
 from meltemi.translate.http_match import MATCH_ALL, Place
 from meltemi.translate.http_routes import sort_catch_all_last, virtual_service_routes
 from meltemi.translate.scope import bound_to
+from meltemi.translate.virtual_hosts import largest_body
 from meltemi.translate.visibility import narrower, specificity
 
 
@@ -83,5 +84,6 @@ def gateway_route_config(build: Build, name: str, servers: list[Bound]) -> Route
         name=name,
         virtual_hosts=tuple(hosts),
         ignore_port_in_host=True,
+        max_direct_response_bytes=largest_body(hosts),
         origins=tuple(server.origin() for server in servers),
     )

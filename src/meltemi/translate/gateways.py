@@ -6,6 +6,7 @@ from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, S
 from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.model.names import BLACKHOLE_CLUSTER
 from meltemi.translate.build import Build
+from meltemi.translate.chain_conflicts import without_overlap
 from meltemi.translate.gateway_http import gateway_route_config, shared_hosts
 from meltemi.translate.gateway_servers import Bound, bound_servers, by_listener
 from meltemi.translate.gateway_tls import server_tls
@@ -108,15 +109,17 @@ def _chains(build: Build, servers: list[Bound]) -> list[FilterChain]:
         chain = _https_chain(build, server) if server.is_https else None
         candidates = [chain] if chain is not None else _stream_chains(build, server)
         for candidate in candidates:
-            if any(candidate.match == known.match for known in found):
+            kept = without_overlap(found, candidate)
+            if kept is not None:
+                found.append(kept)
+            if kept is not candidate:
                 build.report(
                     "MLT0104",
-                    f"Gateway {server.gateway} repeats the hosts of another server on port {server.port}",
+                    f"Gateway {server.gateway} repeats hosts of another server "
+                    f"on port {server.port}; the older keeps them",
                     server.origin(),
                     "give the servers different hosts, or merge them",
                 )
-                continue
-            found.append(candidate)
     return found
 
 

@@ -10,7 +10,12 @@ from meltemi.model.names import outbound_cluster
 from meltemi.model.service import Port, Service
 from meltemi.model.traffic import HTTPMatchRequest, HTTPRoute, VirtualService
 from meltemi.translate.build import Build
-from meltemi.translate.destinations import all_external, any_sniffed, service_hash
+from meltemi.translate.destinations import (
+    all_external,
+    any_version_unknown,
+    service_hash,
+    version_unknown,
+)
 from meltemi.translate.header_ops import header_ops
 from meltemi.translate.http_action import build_action, build_cors, build_fault, default_retry
 from meltemi.translate.http_match import (
@@ -55,7 +60,7 @@ def _route(
         fault=build_fault(rule.fault) if place.in_mesh or rule.fault is not None else None,
         cors=build_cors(rule.cors_policy),
         external=all_external(build, config, rule.route),
-        sniffed=any_sniffed(build, config, rule.route, place.port),
+        sniffed=any_version_unknown(build, config, rule.route, place.port),
         decorator=_decorator(action, place),
         config=config_path(config),
         stat_prefix=match.stat_prefix if match is not None else "",
@@ -116,7 +121,7 @@ def default_route(build: Build, service: Service, port: Port) -> Route:
             hashes=(hashing,) if hashing is not None else (),
         ),
         external=service.mesh_external,
-        sniffed=port.protocol.is_unknown and not service.mesh_external,
+        sniffed=version_unknown(build, service, port),
         decorator=f"{service.hostname}:{port.number}/*",
         origins=(service.origin,),
     )

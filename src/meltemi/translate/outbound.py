@@ -20,6 +20,7 @@ from meltemi.model.names import (
 )
 from meltemi.model.service import Port, Protocol, Service
 from meltemi.translate.build import Build
+from meltemi.translate.chain_conflicts import without_overlap
 from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, outbound_manager
 from meltemi.translate.scope import MESH_GATEWAY
@@ -103,20 +104,18 @@ def _add_chains(
     """Add a service's chains to a listener; what another service already claimed is reported."""
     known = ports.chains.setdefault(key, [])
     owner = ports.owners.setdefault(key, service)
-    taken = {chain.match for chain in known}
     for chain in chains:
-        if chain.match in taken:
-            if owner is not service:
-                build.report(
-                    "MLT0101",
-                    f"{service.hostname} and {owner.hostname} both claim {key[0]}:{key[1]}; "
-                    f"{owner.hostname} is older and keeps it",
-                    service.origin,
-                    "give one of them an address, another port, or an HTTP port name",
-                )
-            continue
-        taken.add(chain.match)
-        known.append(chain)
+        kept = without_overlap(known, chain)
+        if kept is not None:
+            known.append(kept)
+        if kept is not chain and owner is not service:
+            build.report(
+                "MLT0101",
+                f"{service.hostname} and {owner.hostname} both claim {key[0]}:{key[1]}; "
+                f"{owner.hostname} is older and keeps it",
+                service.origin,
+                "give one of them an address, another port, or an HTTP port name",
+            )
 
 
 def _gather(build: Build) -> _Ports:

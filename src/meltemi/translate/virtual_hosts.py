@@ -20,6 +20,8 @@ from meltemi.translate.http_match import MATCH_ALL, Place
 from meltemi.translate.http_routes import default_route, virtual_service_routes
 from meltemi.translate.scope import MESH_GATEWAY
 
+ENVOY_BODY_LIMIT = 4096
+
 
 def host_in_url(address: str) -> str:
     """An address as it stands in an authority: IPv6 in brackets."""
@@ -160,6 +162,18 @@ def fallthrough(build: Build) -> VirtualHost:
     return VirtualHost("allow_any", ("*",), (route,), attempt_count=False)
 
 
+def largest_body(hosts: Iterable[VirtualHost]) -> int:
+    """The size of the largest direct response when Envoy's own limit (4096) is too small for it, else 0."""
+    sizes = (
+        len(route.action.body_bytes or route.action.body.encode())
+        for host in hosts
+        for route in host.routes
+        if isinstance(route.action, DirectResponse)
+    )
+    largest = max(sizes, default=0)
+    return largest if largest > ENVOY_BODY_LIMIT else 0
+
+
 def is_routable(port: Port) -> bool:
     """Whether HTTP routes can apply: declared HTTP, or sniffed."""
     return port.protocol.is_http or port.protocol.is_unknown
@@ -174,10 +188,12 @@ def port_route_config(build: Build, listen_port: int) -> RouteConfig:
             hosts.append(service_virtual_host(build, service, port, listen_port))
     # A rule's own wildcard host may cover services; exact domains win in Envoy whatever the order.
     hosts += _ruled_hosts(build, listen_port)
+    kept = (*_unique(hosts), fallthrough(build))
     return RouteConfig(
         name=str(listen_port),
-        virtual_hosts=(*_unique(hosts), fallthrough(build)),
+        virtual_hosts=kept,
         ignore_port_in_host=True,
+        max_direct_response_bytes=largest_body(kept),
     )
 
 
@@ -189,5 +205,6 @@ def service_route_config(build: Build, service: Service, port: Port) -> RouteCon
         name=f"{service.hostname}:{port.number}",
         virtual_hosts=(only,),
         ignore_port_in_host=True,
+        max_direct_response_bytes=largest_body((only,)),
         origins=(service.origin,),
     )
