@@ -13,6 +13,7 @@ import msgspec
 
 from meltemi.adapters.kube_watch import Collection, ObjectKey, Sink, Watcher, WatchSession
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.status_writer import StatusBook
 from meltemi.adapters.world import World
 from meltemi.config.decode import load
 from meltemi.config.kinds import KINDS
@@ -21,7 +22,7 @@ from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.origin import Finding
 
-Loaded: TypeAlias = tuple[AnyConfig | None, tuple[Finding, ...]]
+Loaded: TypeAlias = tuple[AnyConfig | None, tuple[Finding, ...], int, Mapping[str, Any]]
 # As Istio does: large Secrets that no gateway can use are never sent to us.
 SECRET_FIELDS = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token"  # noqa: S105 - a field selector
 NATIVE: Mapping[str, tuple[str, Callable[[msgspec.Raw], Any], str]] = {
@@ -57,19 +58,28 @@ class _NativeSink:
 class _ConfigSink:
     """One of the mesh's kinds."""
 
-    def __init__(self, world: World, kind: str, metrics: Metrics) -> None:
-        self._world, self._kind, self._metrics = world, kind, metrics
+    def __init__(self, world: World, kind: str, metrics: Metrics, book: StatusBook) -> None:
+        self._world, self._kind, self._metrics, self._book = world, kind, metrics, book
 
     def replaced(self, objects: Mapping[ObjectKey, Loaded]) -> None:
-        self._world.replace_configs(self._kind, objects)
+        usable = {where: (config, found) for where, (config, found, _, _) in objects.items()}
+        self._world.replace_configs(self._kind, usable)
+        for key in [key for key in self._book.held if key.kind == self._kind]:
+            if (key.namespace, key.name) not in objects:
+                self._book.drop(key)
+        for where, (_, _, generation, status) in objects.items():
+            self._book.note(Key(self._kind, *where), generation, status)
 
     def changed(self, key: ObjectKey, value: Loaded) -> None:
         self._metrics.k8s_cfg_events.labels(self._kind, "update").inc()
-        self._world.put_config(Key(self._kind, *key), *value)
+        config, found, generation, status = value
+        self._world.put_config(Key(self._kind, *key), config, found)
+        self._book.note(Key(self._kind, *key), generation, status)
 
     def deleted(self, key: ObjectKey) -> None:
         self._metrics.k8s_cfg_events.labels(self._kind, "delete").inc()
         self._world.drop_config(Key(self._kind, *key))
+        self._book.drop(Key(self._kind, *key))
 
 
 class _CrdSink:
@@ -118,6 +128,7 @@ class KubeSource:
         self._session = session
         self._tasks = tasks
         self._metrics = metrics
+        self.statuses = StatusBook()
         self._watchers: list[Watcher[Any]] = []
         self._appeared: list[asyncio.Event] = []
 
@@ -144,7 +155,7 @@ class KubeSource:
             self.watch(
                 Collection(path),
                 _loader(info.api_version, kind),
-                _ConfigSink(world, kind, self._metrics),
+                _ConfigSink(world, kind, self._metrics, self.statuses),
             )
         self.watch(Collection(CRDS), _nothing, _CrdSink(self._appeared))
 
@@ -172,7 +183,9 @@ def _loader(api_version: str, kind: str) -> Callable[[msgspec.Raw], Loaded]:
         body = k8s.decode_object(raw)
         # Served in the storage version, whatever the object was written in.
         config, findings = load({**body, "apiVersion": api_version, "kind": kind})
-        return config, tuple(findings)
+        meta, status = body.get("metadata"), body.get("status")
+        generation = meta.get("generation", 0) if isinstance(meta, Mapping) else 0
+        return config, tuple(findings), generation, status if isinstance(status, Mapping) else {}
 
     return decode
 

@@ -30,11 +30,13 @@ from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
 from meltemi.adapters.kube_source import KubeSource
 from meltemi.adapters.kube_watch import Collection, WatchSession
+from meltemi.adapters.leader import Leader
 from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.status_writer import StatusWriter
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
-from meltemi.adapters.world import World
+from meltemi.adapters.world import Change, World
 from meltemi.ca import secrets
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.kit import logs
@@ -186,6 +188,7 @@ class ControlPlane:
         self.ready = True
         if api is not None and source is not None:
             self._publish(tasks, api, source, store)
+            self._write_status(tasks, api, source, world, pipeline)
         log.info(
             "ready", version=VERSION, seconds=round(clock.monotonic() - started, 2), **self.ports
         )
@@ -265,6 +268,25 @@ class ControlPlane:
             source.watch(Collection(path), k8s.decode_object, patcher)
             store.listen(patcher.all_changed)
             tasks.spawn(f"patch {plural}", patcher.run, restart=True)
+
+    def _write_status(
+        self, tasks: Tasks, api: KubeApi, source: KubeSource, world: World, pipeline: Pipeline
+    ) -> None:
+        """Elect a writer; it tells people in the objects' status what is wrong."""
+        options = self.options
+        lease = f"istio-status-leader{options.suffix}"
+        leader = Leader(api, self.clock, options.namespace, lease, options.pod)
+        writer = StatusWriter(world, source.statuses, api, leader, self.clock)
+
+        def changed(change: Change) -> None:
+            pipeline.changed(change)
+            if change.keys or change.everything:
+                writer.wake()
+
+        world.listener = changed
+        writer.wake()
+        tasks.spawn("leader", leader.run, restart=True)
+        tasks.spawn("status", writer.run, restart=True)
 
     async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
         """The mesh configuration to start with: the trust domain is needed before anything else."""
