@@ -132,3 +132,26 @@ def test_a_proxy_with_the_applications_user_is_told_by_its_mark(tmp_path: Path) 
         # Nothing listens on 15001 here: a refusal shows that the call was redirected there.
         "application": "ConnectionRefusedError",
     }
+
+
+WITHOUT_PERMISSION = """
+import ctypes, os
+# A user namespace of our own has no power over this network.
+if ctypes.CDLL(None).unshare(0x10000000):
+    raise SystemExit("skip")
+from meltemi.adapters.capture_nft import CaptureError, apply_rules
+try:
+    apply_rules([])
+except CaptureError as error:
+    print(error)
+"""
+
+
+def test_missing_permission_is_said_and_not_waited_for() -> None:
+    """Without NET_ADMIN the message names the capability."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PERMISSION], capture_output=True, text=True, timeout=30
+    )
+    if "skip" in run.stderr:
+        pytest.skip("this kernel gives no user namespaces")
+    assert "NET_ADMIN" in run.stdout, run.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import socket
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +19,6 @@ from pyroute2.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_REQUEST,
-    NetlinkError,
 )
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
@@ -28,7 +28,6 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_NEWTABLE,
     Cmp,
     Meta,
-    NFTSocket,
     Regs,
     nft_chain_msg,
     nft_rule_msg,
@@ -45,6 +44,9 @@ from meltemi.agent.capture import (
     Rule,
 )
 
+_NETLINK_NETFILTER = 12
+_NLMSG_ERROR = 2
+_ANSWER_S_MAX = 10.0
 _NFPROTO_INET = 1
 _NFT_RETURN = -5
 _NF_ACCEPT = 1
@@ -88,22 +90,34 @@ def remove_rules() -> None:
 
 
 def _commit(messages: list[Any]) -> None:
+    # The kernel reports every error on its own accord, also one about the whole batch (no permission), so
+    # one acknowledgement, of the last message, is enough to know that all is in place.
+    messages[-1]["header"]["flags"] |= NLM_F_ACK
+    data = b""
+    for number, message in enumerate((_batch(_BATCH_BEGIN), *messages, _batch(_BATCH_END)), 1):
+        message["header"]["sequence_number"] = number
+        message.encode()
+        data += bytes(message.data)
     try:
-        socket = NFTSocket(nfgen_family=_NFPROTO_INET)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(_ANSWER_S_MAX)
+            netlink.bind((0, 0))
+            netlink.send(data)
+            code = _first_answer(netlink.recv(65536))
+    except TimeoutError as error:
+        raise CaptureError("the kernel did not answer to the capture rules") from error
     except OSError as error:
         raise CaptureError(_explain(error.errno or 0)) from error
+    if code:
+        raise CaptureError(_explain(-code))
 
-    async def send() -> None:
-        batch = [_batch(_BATCH_BEGIN), *messages, _batch(_BATCH_END)]
-        async for _ in socket.asyncore.nlm_request_batch(batch):
-            pass
 
-    try:
-        socket.asyncore.event_loop.run_until_complete(send())
-    except NetlinkError as error:
-        raise CaptureError(_explain(error.code)) from error
-    finally:
-        socket.close()
+def _first_answer(data: bytes) -> int:
+    """The error code of the first answer: 0, or a negative errno."""
+    _length, kind, _flags, _number, _pid, code = struct.unpack_from("=IHHIIi", data)
+    if kind != _NLMSG_ERROR:
+        raise OSError(errno.EPROTO, "unexpected netlink message")
+    return int(code)
 
 
 def _explain(code: int) -> str:
@@ -131,7 +145,7 @@ def _batch(kind: int) -> Any:
 def _message(message: Any, kind: int, attributes: list[Any], flags: int = 0) -> Any:
     message["attrs"] = attributes
     message["header"]["type"] = (NFNL_SUBSYS_NFTABLES << 8) | kind
-    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
+    message["header"]["flags"] = NLM_F_REQUEST | flags
     message["nfgen_family"] = _NFPROTO_INET
     return message
 

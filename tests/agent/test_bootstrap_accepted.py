@@ -1,0 +1,94 @@
+"""Envoy itself accepts every shape of bootstrap, without a deprecation warning."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meltemi.adapters.envoy_process import find_envoy
+from meltemi.agent import secrets
+from meltemi.agent.bootstrap import build_bootstrap
+from meltemi.agent.settings import parse_settings
+
+PROBES = {
+    "/app-health/a/livez": {
+        "httpGet": {"path": "/x?y=\\1", "port": 1, "httpHeaders": [{"name": "X", "value": "5%"}]}
+    },
+    "/app-health/a/readyz": {"httpGet": {"port": 2, "scheme": "HTTPS"}, "timeoutSeconds": 3},
+    "/app-health/b/livez": {"tcpSocket": {"port": 3}, "periodSeconds": 5},
+    "/app-health/b/readyz": {"grpc": {"port": 4, "service": "ready"}},
+    "/app-health/c/readyz": {"grpc": {"port": 4}},
+    "/app-lifecycle/a/prestopz": {"httpGet": {"path": "/bye", "port": 1}},
+}
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize(
+    ("environment", "more"),
+    [
+        ({}, {}),
+        ({"ISTIO_KUBE_APP_PROBERS": json.dumps(PROBES), "INSTANCE_IP": "10.1.2.3"}, {"uid": 0}),
+        ({"ISTIO_KUBE_APP_PROBERS": json.dumps(PROBES), "INSTANCE_IP": "fd00::1"}, {}),
+        ({"GOMEMLIMIT": "1073741824"}, {"node_type": "router"}),
+        (
+            {
+                "PROXY_CONFIG": json.dumps(
+                    {
+                        "discoveryAddress": "10.0.0.1:15010",
+                        "proxyStatsMatcher": {"inclusionRegexps": [".*retry.*"]},
+                        "runtimeValues": {"a.b": "true"},
+                    }
+                )
+            },
+            {
+                "annotations": 'sidecar.istio.io/statsHistogramBuckets="{\\"istiocustom\\":[1,5]}"\n'
+                'sidecar.istio.io/statsInclusionPrefixes="*"\n'
+            },
+        ),
+    ],
+    ids=["plain", "marked-probes", "ipv6-probes", "gateway", "plaintext-stats"],
+)
+def test_envoy_accepts_it(
+    tmp_path: Path, environment: dict[str, str], more: dict[str, Any]
+) -> None:
+    """``envoy --mode validate`` says OK and nothing else."""
+    settings, problems = parse_settings({"MESH_CONFIG_DIR": str(tmp_path), **environment}, **more)
+    assert not problems
+    root = Path("/etc/ssl/certs/none.pem")
+    (tmp_path / secrets.XDS_ROOT_FILE).write_text(secrets.render_xds_root(str(root), "istiod"))
+    token = secrets.SecretText("token")
+    (tmp_path / secrets.XDS_TOKEN_FILE).write_text(secrets.render_xds_token(token, 1))
+    bootstrap, problems = build_bootstrap(settings)
+    assert not problems
+    path = tmp_path / "bootstrap.json"
+    path.write_text(json.dumps(bootstrap))
+    run = subprocess.run(
+        [find_envoy(), "--mode", "validate", "-c", str(path), "-l", "warning"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "OK" in run.stdout, run.stderr
+    assert "eprecated" not in run.stdout + run.stderr
+
+
+def test_unusable_probes_are_named_and_left_out() -> None:
+    """A broken entry costs itself only."""
+    probes = json.dumps(
+        {"/app-health/a/livez": {"httpGet": {}}, "/app-health/a/readyz": {"exec": {}}}
+    )
+    settings, _ = parse_settings({"ISTIO_KUBE_APP_PROBERS": probes})
+    _, problems = build_bootstrap(settings)
+    assert [problem.split()[1].strip(":") for problem in problems] == [
+        "/app-health/a/livez",
+        "/app-health/a/readyz",
+    ]
+
+
+def test_secrets_do_not_print_themselves() -> None:
+    """A token's or key's repr says nothing."""
+    assert "tok" not in repr([secrets.SecretText("tok-en")])
