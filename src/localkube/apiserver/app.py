@@ -30,6 +30,7 @@ from localkube.apiserver.handlers import Handlers
 from localkube.apiserver.ipalloc import ServiceAllocator
 from localkube.apiserver.metrics import RequestMetrics
 from localkube.apiserver.node_proxy import NodeProxy
+from localkube.apiserver.pki import Pki, ensure_pki, kubelet_client_context, server_ssl_context
 from localkube.apiserver.plain_paths import PlainPaths
 from localkube.apiserver.policy import Policy
 from localkube.apiserver.request_info import RequestInfo, parse_request
@@ -52,11 +53,12 @@ _MAX_HEAD = 65536
 class ServerConfig:
     """Where the server finds its keys, and its numbers.
 
-    `pki_dir` holds the files that `pki.ensure_pki` makes. `advertise_*` is where pods reach the API
+    `pki_dir` holds the files that `pki.ensure_pki` makes for `node_name`. `advertise_*` is where pods reach the API
     server. Times are in seconds.
     """
 
     pki_dir: Path
+    node_name: str = "node0"
     advertise_address: str = "172.30.0.1"
     advertise_port: int = 6443
     service_cidr: str = "10.96.0.0/16"
@@ -88,13 +90,7 @@ class ApiServer:
         table.on_change(self._wake_watches)
 
     def _node_context(self) -> ssl.SSLContext:
-        # Checks the node's certificate against the cluster's CA, shows the server's own.
-        directory = self._config.pki_dir
-        context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
-        context.check_hostname = False
-        stem = directory / "apiserver-kubelet-client"
-        context.load_cert_chain(f"{stem}.crt", f"{stem}.key")
-        return context
+        return kubelet_client_context(_keys(self._config))
 
     def _wake_watches(self) -> None:
         for wake in tuple(self.server.wake_on_close):
@@ -153,6 +149,10 @@ class ApiServer:
         return await self._handlers.answer(call)
 
 
+def _keys(config: ServerConfig) -> Pki:
+    return ensure_pki(config.pki_dir, node_name=config.node_name)
+
+
 def _rbac_objects(policy: ClusterPolicy | None) -> list[tuple[str, dict[str, object]]]:
     if policy is None:
         return []
@@ -202,10 +202,8 @@ async def serve(
     policy: Policy | None = None,
 ) -> None:
     """Serve on these listening sockets (TLS on each) until cancelled, then shut down cleanly."""
-    from localkube.apiserver.pki import ensure_pki, server_ssl_context
-
     app = create_app(store, config, policy)
-    context = server_ssl_context(ensure_pki(config.pki_dir))
+    context = server_ssl_context(_keys(config))
     runner = web.AppRunner(
         app,
         access_log=None,
