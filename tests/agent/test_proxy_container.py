@@ -317,8 +317,9 @@ def test_envoy_answers_the_applications_probes(
     container: Container, application: Application
 ) -> None:
     """HTTP probes reach the application with their path and headers; TCP probes follow its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        closed = listener.getsockname()[1]
+    mute = socket.socket()  # bound, so that nobody else takes the port, and not listening yet
+    mute.bind(("127.0.0.1", 0))
+    closed = mute.getsockname()[1]
     http_get = {
         "path": "/health?full=1",
         "port": application.port,
@@ -347,8 +348,9 @@ def test_envoy_answers_the_applications_probes(
     assert probe("/app-health/reviews/startupz") == 302
     eventually(lambda: probe("/app-health/other/livez") == 200, "open port")
     assert probe("/app-health/other/readyz") == 503
-    with socket.create_server(("127.0.0.1", closed)):
-        eventually(lambda: probe("/app-health/other/readyz") == 200, "port opened")
+    mute.listen()
+    eventually(lambda: probe("/app-health/other/readyz") == 200, "port opened")
+    mute.close()
     eventually(lambda: probe("/app-health/other/readyz") == 503, "port closed")
 
 
