@@ -302,6 +302,8 @@ def _node_error(status: int, body: bytes) -> errors.ApiError:
 
 def _unreachable(call: Call, error: BaseException) -> errors.ApiError:
     node = dig(_find_pod(call), "spec.nodeName", "")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error  # its own text shows the TLS context
     why = str(error) or type(error).__name__
     return errors.unavailable(f"cannot reach the agent of node {node}: {why}")
 
