@@ -259,6 +259,8 @@ class _Display:
                 self._step(f"node ready ({fields['seconds']:.1f} s)", "")
             case "ready":
                 self._announce()
+            case "started" if self._state.name.startswith("node-"):
+                self._line("the node is running; Ctrl-C drains its pods and stops it")
             case "child-ended":
                 self._line(f"{fields['child']} {fields['why']}, starting it again")
             case "restarting":

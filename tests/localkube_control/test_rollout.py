@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from localkube_control.objects import NOW, meta, of_type, owner_of, pod, template, workload
 
 from localkube.client.resources import REPLICA_SETS
 from localkube.controllers.actions import Create, Delete, Patch, Plan
@@ -18,6 +17,7 @@ from localkube.controllers.rollout import (
     rolling_step,
     surge_and_unavailable,
 )
+from localkube_control.objects import NOW, meta, of_type, owner_of, pod, template, workload
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,7 @@ from localkube.controllers.rollout import (
         ("nonsense", 4, True, 0),
     ],
 )
-def test_percentages_round_as_documented(
-    value: Any, total: int, up: bool, expected: int
-) -> None:
+def test_percentages_round_as_documented(value: Any, total: int, up: bool, expected: int) -> None:
     assert resolve_percentage(value, total, round_up=up) == expected
 
 
@@ -154,9 +152,9 @@ class World:
 
     def revisions(self) -> dict[str, str]:
         return {
-            rs["spec"]["template"]["spec"]["containers"][0]["image"]: rs["metadata"][
-                "annotations"
-            ][REVISION]
+            rs["spec"]["template"]["spec"]["containers"][0]["image"]: rs["metadata"]["annotations"][
+                REVISION
+            ]
             for rs in self.sets.values()
         }
 
@@ -255,7 +253,7 @@ def test_the_progress_deadline_is_told_once_it_has_passed() -> None:
         conditions = {c["type"]: c for c in deployment["status"]["conditions"]}
         assert conditions["Progressing"]["reason"] == reason
     late = plan_deployment(deployment, [created], [], NOW + timedelta(seconds=30))
-    told = [p.patch["status"] for p in of_type(late, Patch) if "status" in p.patch][0]
+    told = next(p.patch["status"] for p in of_type(late, Patch) if "status" in p.patch)
     progressing = next(c for c in told["conditions"] if c["type"] == "Progressing")
     assert progressing["reason"] == "ProgressDeadlineExceeded"
     assert progressing["status"] == "False"

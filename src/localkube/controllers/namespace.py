@@ -109,7 +109,7 @@ class NamespaceDeletionController(Controller):
         namespace = self.cache.of(NAMESPACES).by_key(key)
         if namespace is None or not is_terminating(namespace):
             return None
-        finalizers = namespace["spec"].get("finalizers") or []
+        finalizers = (namespace.get("spec") or {}).get("finalizers") or []
         if FINALIZER not in finalizers:
             return None
         remaining = await self._empty(key)

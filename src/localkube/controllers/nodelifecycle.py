@@ -39,7 +39,7 @@ def wanted_taints(node: Object, now: str) -> list[Object] | None:
     """The node's taints as its Ready condition demands, or None if they are right."""
     ready = condition(node, "Ready")
     key = _TAINTS.get((ready or {}).get("status", ""))
-    current = list(node["spec"].get("taints") or [])
+    current = list((node.get("spec") or {}).get("taints") or [])
     ours = set(_TAINTS.values())
     kept = [t for t in current if t["key"] not in ours or t["key"] == key]
     if key is not None:
@@ -85,7 +85,9 @@ def plan_silent(node: Object, pods: Sequence[Object], now: datetime) -> Plan:
 def evictions(node: Object, pods: Sequence[Object], now: datetime) -> Plan:
     """Pods to delete because they do not tolerate a NoExecute taint (any longer)."""
     plan = PlanBuilder()
-    taints = [t for t in node["spec"].get("taints") or [] if t.get("effect") == "NoExecute"]
+    taints = [
+        t for t in (node.get("spec") or {}).get("taints") or [] if t.get("effect") == "NoExecute"
+    ]
     for pod in pods:
         if is_terminating(pod) or is_finished(pod):
             continue

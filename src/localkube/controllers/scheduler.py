@@ -45,8 +45,8 @@ def tolerates(pod: Object, taint: Mapping[str, Any]) -> bool:
 
 def untolerated(pod: Object, node: Object, effects: Iterable[str]) -> Mapping[str, Any] | None:
     """The first taint with one of these effects that the pod does not tolerate."""
-    taints = list(node["spec"].get("taints") or [])
-    if node["spec"].get("unschedulable"):
+    taints = list((node.get("spec") or {}).get("taints") or [])
+    if (node.get("spec") or {}).get("unschedulable"):
         taints.append(UNSCHEDULABLE_TAINT)
     for taint in taints:
         if taint.get("effect") in effects and not tolerates(pod, taint):

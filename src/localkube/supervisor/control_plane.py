@@ -54,7 +54,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    asyncio.run(_run(spec, state, pki, store))
+    try:
+        asyncio.run(_run(spec, state, pki, store))
+    finally:
+        store.close()
     return 0
 
 

@@ -300,6 +300,8 @@ class Supervisor:
 
     def _on_status(self, message: dict[str, Any]) -> None:
         event = message.pop("event")
+        if self._failure is not None:
+            return  # what follows is only the end of what was started
         if event == "namespaces-failed":
             self._failure = namespaces_message(message.get("errno"), message["message"])
         elif event == "fatal" and not self._ready:
