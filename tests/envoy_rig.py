@@ -29,6 +29,7 @@ from typing import Any
 import grpc
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
@@ -301,6 +302,11 @@ class Ads:
 
 def _relocate_socket(socket_config: Any, folder: Path) -> None:
     """Point the workload's SDS files to ``folder``."""
+    if socket_config.name == "envoy.transport_sockets.upstream_proxy_protocol":
+        outer = upstream_proxy_protocol_pb2.ProxyProtocolUpstreamTransport()
+        outer.ParseFromString(socket_config.typed_config.value)
+        _relocate_socket(outer.transport_socket, folder)
+        socket_config.typed_config.value = outer.SerializeToString()
     if socket_config.name != "envoy.transport_sockets.tls":
         return
     kind = socket_config.typed_config.type_url.rpartition(".")[2]
