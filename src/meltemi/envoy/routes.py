@@ -192,8 +192,8 @@ def _forward(made: Any, action: Forward) -> None:
     else:
         route.weighted_clusters.clusters.extend(_weighted(target) for target in action.clusters)
     route.timeout.CopyFrom(duration(action.timeout_s))
-    # A caller's grpc-timeout holds, up to the route's own timeout (0: without limit).
-    route.max_stream_duration.grpc_timeout_header_max.CopyFrom(duration(action.timeout_s))
+    # No max_stream_duration, not even for grpc-timeout: its presence makes Envoy ignore the timeout above. A gRPC
+    # caller's own deadline is enforced by the caller, which resets the stream.
     if action.retry is not None:
         route.retry_policy.CopyFrom(_retry(action.retry))
     if action.prefix_rewrite:
