@@ -17,8 +17,9 @@ from typing import Any, Final, Protocol
 from localkube.kit import clock
 from localkube.kit.tasks import Tasks
 from localkube.node.catalogue import Catalogue, Image
+from localkube.node.container_io import spawn_logged
 from localkube.node.environment import MissingReference
-from localkube.node.logs import LogFile, LogOptions, PipeReader, read_records, render_records
+from localkube.node.logs import LogFile, LogOptions, read_records, render_records
 from localkube.node.pod_status import ContainerRecord, Running, Terminated, Waiting, will_restart
 from localkube.node.probes import ProbeKind, Target, attempt, watch_probe
 from localkube.node.runtime.processes import Process, ProcessSpec, StartError
@@ -30,7 +31,6 @@ _BACKOFF_LONGEST_S: Final = 300.0
 _BACKOFF_FORGOTTEN_S: Final = 600.0
 _RETRY_CONFIG_S: Final = 1.0
 _HOOK_LIMIT_S: Final = 3600.0
-_DRAIN_OUTPUT_S: Final = 1.0
 _MESSAGE_LIMIT: Final = 4096
 _START_ERROR: Final = 128
 
@@ -101,6 +101,7 @@ class ContainerRunner:
         self._crashes = 0
         self._stopping = asyncio.Event()
         self._kill_reason = ""
+        self._output: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(f"container {record.name}")
         self._grace_override: float | None = None
 
@@ -152,7 +153,9 @@ class ContainerRunner:
         started_at = clock.rfc3339(clock.now())
         try:
             self._event("Normal", "Pulled", f'Image "{reference}" is in the catalogue')
-            self.process = await self._spawn(spec, plan)
+            self.process, self.stdin, self._output = await spawn_logged(
+                self._host.start_process, spec, plan, self.log, bool(self.container.get("stdin"))
+            )
         except StartError as error:
             await self._on_start_error(error, started_at)
             return False
@@ -207,56 +210,6 @@ class ContainerRunner:
         else:
             self._stopping.set()
 
-    async def _spawn(self, spec: ProcessSpec, plan: Plan) -> Process:
-        assert self.log is not None
-        if spec.tty:
-            process = await self._host.start_process(spec, plan, None)
-            assert process.terminal is not None
-            self.stdin = os.dup(process.terminal) if self.container.get("stdin") else None
-            reader = PipeReader(process.terminal, "stdout", self.log)
-            self._close_after(process, [reader])
-            return process
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        if self.container.get("stdin"):
-            in_read, in_write = os.pipe2(os.O_CLOEXEC)
-        else:
-            in_read, in_write = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
-        try:
-            process = await self._host.start_process(spec, plan, (in_read, out_write, err_write))
-        except BaseException:
-            for fd in (out_read, err_read, in_write):
-                if fd >= 0:
-                    os.close(fd)
-            raise
-        finally:
-            for fd in (in_read, out_write, err_write):
-                os.close(fd)
-        self.stdin = in_write if in_write >= 0 else None
-        readers = [
-            PipeReader(out_read, "stdout", self.log),
-            PipeReader(err_read, "stderr", self.log),
-        ]
-        self._close_after(process, readers)
-        return process
-
-    def _close_after(self, process: Process, readers: list[PipeReader]) -> None:
-        """Finish the log once the process has ended and its last output is read."""
-        log, stdin = self.log, self.stdin
-        assert log is not None
-
-        async def finish() -> None:
-            await process.exited
-            waiting = [reader.finished for reader in readers]
-            await asyncio.wait(waiting, timeout=_DRAIN_OUTPUT_S)
-            for reader in readers:
-                reader.close()
-            if stdin is not None and self.stdin == stdin:
-                os.close(stdin)
-                self.stdin = None
-
-        self.output_finished = self._tasks.spawn("output", finish)
-
     async def _supervise(self) -> int:
         """Wait for the end of this run; return its exit code."""
         assert self.process is not None
@@ -272,7 +225,8 @@ class ContainerRunner:
             stopped.cancel()
         code = await self.process.exited
         self.record.ready = self.record.started = False
-        await self.output_finished
+        await self._output
+        self.stdin = None
         if self.log:
             self.log.close()
         if clock.monotonic() - began > _BACKOFF_FORGOTTEN_S:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from localkube.kit import clock
 from localkube.node.containers import ContainerRunner
-from localkube.node.logs import LogOptions
+from localkube.node.logs import LogFile, LogOptions
 from localkube.node.nodeagent import NodeAgent
 from localkube.node.podworker import PodWorker
 from localkube.node.stats import render_resource_metrics, summarize
@@ -137,15 +137,18 @@ class KubeletServer:
         await response.write_eof()
         return response
 
-    def _log_of(self, request: web.Request, previous: bool) -> Any:
-        runner = self._container(request)
+    def _log_of(self, request: web.Request, previous: bool) -> LogFile:
         name, pod = request.match_info["container"], request.match_info["pod"]
+        worker = self._worker(request)
+        if name not in worker.runners and (old := worker.old_log(name)) is not None:
+            return old
+        runner = self._container(request)
         log = runner.previous_log if previous else runner.log
         if log is None:
             if previous:
                 text = f'previous terminated container "{name}" in pod "{pod}" not found'
             else:
-                why = self._worker(request).waiting_reason(name) or "ContainerCreating"
+                why = worker.waiting_reason(name) or "ContainerCreating"
                 text = f'container "{name}" in pod "{pod}" is waiting to start: {why}'
             raise web.HTTPBadRequest(text=text)
         return log

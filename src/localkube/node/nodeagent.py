@@ -18,9 +18,9 @@ import structlog
 
 from localkube.client import ApiClient, Informer
 from localkube.client.resources import ENDPOINT_SLICES, PODS, SERVICES
+from localkube.kit import namespaces as ns
 from localkube.kit.hostsockets import HostSockets
 from localkube.kit.tasks import Tasks
-from localkube.kit import namespaces as ns
 from localkube.node.catalogue import Catalogue
 from localkube.node.dns_server import DnsServer, host_socket_maker, read_resolv_conf
 from localkube.node.events import EventRecorder
@@ -30,13 +30,15 @@ from localkube.node.network.addresses import AddressPool
 from localkube.node.network.dns_zone import build_zone
 from localkube.node.network.links import PodNetwork
 from localkube.node.network.service_rules import derive_service_ports
+from localkube.node.node_services import NodeServices
 from localkube.node.objects import ReferencedObjects
 from localkube.node.podfiles import DnsSettings
-from localkube.node.podworker import NodeServices, PodWorker
+from localkube.node.podworker import PodWorker
 from localkube.node.registration import NodeIdentity, Registration, read_resources
 from localkube.node.runtime.processes import Runtime
 
 _COALESCE_S: Final = 0.01
+_UNROUTE_S: Final = 0.5
 _TOKENS_EVERY_S: Final = 30.0
 # Everything ends together: nobody is left to whom a longer grace would do good.
 _DRAIN_S: Final = 3.0
@@ -86,6 +88,8 @@ class NodeAgent:
         self._dns = DnsServer(empty, resolvers, host_socket_maker(sockets))
         self._directories = _Directories(settings.state_dir)
         self._services_changed = asyncio.Event()
+        self._routed: frozenset[str] = frozenset()
+        self._applied = asyncio.Event()
 
     async def prepare(self) -> None:
         """Bring up what needs no API server: directories, fork server, network, DNS."""
@@ -109,6 +113,7 @@ class NodeAgent:
         await self._services.wait_synced()
         self._pods.on_change(self._on_pod)
         self._pods.start()
+        self._tasks.spawn("old logs", self._remove_old_logs)
 
     async def stop(self) -> None:
         """End every pod at once and undo the node's network."""
@@ -153,6 +158,7 @@ class NodeAgent:
             disk_dir=directories.disk,
             log_dir=directories.logs,
             services=self._services.items,
+            unrouted=self._unrouted,
         )
 
     def _on_pod(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
@@ -192,10 +198,29 @@ class NodeAgent:
             for name in dns:
                 del ports[name]  # answered here, not translated
             await self._network.apply_services(ports)
+            self._routed = frozenset(ip for port in ports.values() for ip, _ in port.backends)
+            self._applied.set()
+            self._applied = asyncio.Event()
             await self._forwarder.sync(services)
+
+    async def _unrouted(self, address: str) -> None:
+        """Return when no Service leads to ``address`` any more, at the latest after a moment."""
+        try:
+            async with asyncio.timeout(_UNROUTE_S):
+                while address in self._routed:
+                    await self._applied.wait()
+        except TimeoutError:
+            return  # the endpoint controller is slow or away; the pod's end does not wait for it
 
     def _is_dns(self, addresses: tuple[tuple[str, int], ...]) -> bool:
         return any(ip == self.settings.dns_ip for ip, _ in addresses)
+
+    async def _remove_old_logs(self) -> None:
+        """Delete logs of pods that went while no agent ran."""
+        await self._pods.wait_synced()
+        for directory in self._directories.logs.iterdir():
+            if directory.name.rpartition("_")[2] not in self.workers:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def _refresh_tokens(self) -> None:
         while True:

@@ -91,6 +91,54 @@ def will_restart(kind: Kind, policy: str, exit_code: int) -> bool:
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
 
 
+def restore_record(
+    pod: Mapping[str, Any], container: Mapping[str, Any], now: str
+) -> ContainerRecord:
+    """Return the record of a container at the agent's start.
+
+    A run that the API knows of ended with the former agent: it counts as one to restart.
+    """
+    name = container["name"]
+    kind = container_kind(pod, name)
+    waits = kind == "main" and bool(pod["spec"].get("initContainers"))
+    state: State = Waiting("PodInitializing" if waits else "ContainerCreating")
+    record = ContainerRecord(name, container.get("image") or "", kind, state)
+    status = pod.get("status") or {}
+    for field in ("containerStatuses", "initContainerStatuses"):
+        for old in status.get(field) or []:
+            if old["name"] == name and old.get("containerID"):
+                record.restart_count = int(old.get("restartCount") or 0) + (kind != "init")
+                record.last = _ended(old, now)
+    return record
+
+
+def _ended(old: Mapping[str, Any], now: str) -> Terminated:
+    state = old.get("state") or {}
+    ended = state.get("terminated")
+    if ended:
+        return Terminated(
+            int(ended.get("exitCode") or 0),
+            ended.get("reason") or "",
+            ended.get("message") or "",
+            ended.get("startedAt") or now,
+            ended.get("finishedAt") or now,
+            old["containerID"],
+        )
+    began = (state.get("running") or {}).get("startedAt") or now
+    why = "The node agent was restarted"
+    return Terminated(137, "NodeRestarted", why, began, now, old["containerID"])
+
+
+def end_lost_runs(records: Sequence[ContainerRecord]) -> bool:
+    """Mark restored runs as the last ones; return whether a main container had run at all."""
+    for record in records:
+        if record.last is not None:
+            record.state, record.last = record.last, None
+            record.restart_count = max(0, record.restart_count - (record.kind != "init"))
+            record.finished = True
+    return any(r.finished for r in records if r.kind == "main")
+
+
 def build_status(
     pod: Mapping[str, Any], records: Sequence[ContainerRecord], facts: PodFacts, now: str
 ) -> dict[str, Any]:

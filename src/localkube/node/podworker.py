@@ -14,35 +14,21 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from localkube.client import ApiClient, ApiConnectionError, ApiStatusError
+from localkube.client import ApiConnectionError, ApiStatusError
 from localkube.client.resources import PODS
 from localkube.kit import clock
 from localkube.kit.tasks import Tasks, backoff
-from localkube.node.catalogue import Catalogue, Image
+from localkube.node.catalogue import Image
+from localkube.node.container_spec import PodPlaces, describe_container
 from localkube.node.containers import ContainerRunner, first_of
-from localkube.node.environment import (
-    NodeResources,
-    build_environment,
-    build_service_variables,
-    expand,
-)
-from localkube.node.events import EventRecorder
-from localkube.node.hostview import (
-    HostView,
-    base_environment,
-    resolve_capabilities,
-    resolve_command,
-)
 from localkube.node.logs import LogFile
-from localkube.node.network.addresses import AddressPool
-from localkube.node.network.links import PodNetwork
-from localkube.node.objects import ReferencedObjects, find_references
+from localkube.node.node_services import NodeServices
+from localkube.node.objects import find_references
 from localkube.node.pod_status import (
     ContainerRecord,
     PodFacts,
@@ -51,41 +37,19 @@ from localkube.node.pod_status import (
     Waiting,
     build_status,
     container_kind,
+    end_lost_runs,
+    restore_record,
 )
 from localkube.node.pod_status_writer import StatusWriter
-from localkube.node.podfiles import DnsSettings, build_hosts, build_resolv_conf, pod_hostname
-from localkube.node.runtime.processes import Process, ProcessSpec, Runtime, Sandbox, StartError
-from localkube.node.runtime.rootfs import Plan, VolumeMount
+from localkube.node.podfiles import build_hosts, build_resolv_conf, pod_hostname
+from localkube.node.runtime.processes import Process, ProcessSpec, Sandbox, StartError
+from localkube.node.runtime.rootfs import Plan
 from localkube.node.tokens import PodTokens
 from localkube.node.volumes import PodVolumes, VolumeContext, VolumeError
 
 _DEFAULT_GRACE_S: Final = 30.0
 _MOUNT_RETRY_S: Final = 0.5
 _OVER: Final = ("Succeeded", "Failed")
-
-
-@dataclass(slots=True)
-class NodeServices:
-    """What all pods of a node share."""
-
-    name: str
-    client: ApiClient
-    runtime: Runtime
-    network: PodNetwork
-    addresses: AddressPool
-    catalogue: Catalogue
-    view: HostView
-    objects: ReferencedObjects
-    events: EventRecorder
-    dns: DnsSettings
-    resources: NodeResources
-    node_ip: str
-    memory_dir: Path
-    disk_dir: Path
-    log_dir: Path
-    services: Any  # () -> iterable of Service objects
-    next_link: int = 0
-    log: Any = field(default_factory=lambda: structlog.get_logger("localkube.node.pod"))
 
 
 class PodWorker:
@@ -102,6 +66,7 @@ class PodWorker:
         self.sandbox: Sandbox | None = None
         self.catalogue = node.catalogue
         self.grace_s = float(pod["spec"].get("terminationGracePeriodSeconds") or _DEFAULT_GRACE_S)
+        self._policy: str = pod["spec"].get("restartPolicy") or "Always"
         self._node = node
         self._tasks = Tasks(f"pod {self.namespace}/{self.name}")
         self._container_tasks = Tasks(f"pod {self.namespace}/{self.name} containers")
@@ -113,6 +78,7 @@ class PodWorker:
         self._verdict = ("", "", "")
         self._status = StatusWriter(node.client, self)
         old = pod.get("status") or {}
+        self._log = structlog.get_logger("localkube.node.pod")
         self._start_time = old.get("startTime") or clock.rfc3339(clock.now())
         self._tokens = PodTokens(node.client, pod)
         self._memory_dir = node.memory_dir / self.uid
@@ -133,7 +99,8 @@ class PodWorker:
     def start(self) -> None:
         """Begin."""
         for container in self._containers():
-            self._records.append(self._new_record(container))
+            now = clock.rfc3339(clock.now())
+            self._records.append(restore_record(self.pod, container, now))
         self._tasks.spawn("status", self._status.serve, restart=True)
         self._tasks.spawn("life", self._life)
 
@@ -175,6 +142,15 @@ class PodWorker:
                 )
         return None
 
+    def old_log(self, container: str) -> LogFile | None:
+        """Return the newest log that an earlier agent wrote of a container."""
+        files = sorted((self._log_dir / container).glob("*.log"), key=lambda f: int(f.stem))
+        if not files:
+            return None
+        log = LogFile(files[-1])
+        log.close()
+        return log
+
     def references_changed(self) -> None:
         """A ConfigMap or Secret that the pod uses changed."""
         self._updated.set()
@@ -209,40 +185,8 @@ class PodWorker:
 
     def describe(self, container: Mapping[str, Any], image: Image) -> tuple[ProcessSpec, Plan, str]:
         """Return what to run for ``container``. Raises MissingReference, OSError."""
-        pod = self._pod_with_addresses()
-        links = build_service_variables(
-            self._node.services(),
-            self.namespace,
-            self.pod["spec"].get("enableServiceLinks") is not False,
-        )
-        env = base_environment(pod_hostname(pod), bool(container.get("tty")))
-        env.update(image.env)
-        env.update(
-            build_environment(
-                pod,
-                container,
-                lambda kind, name: self._node.objects.text((kind, self.namespace, name)),
-                self._node.resources,
-                links,
-            )
-        )
-        command, args = resolve_command(container, image)
-        words = tuple(expand(word, env) for word in [*command, *args])
-        if not words:
-            raise OSError(f"neither the pod nor the catalogue ({image.source}) names a command")
-        security = container.get("securityContext") or {}
-        spec = ProcessSpec(
-            words,
-            env,
-            resolve_capabilities(container, image),
-            no_new_privileges=not security.get("privileged"),
-            tty=bool(container.get("tty")),
-        )
-        cwd = container.get("workingDir") or image.working_dir
-        plan = self._node.view.build_plan(
-            container, self._files(container), self._mounts(container, env), cwd
-        )
-        return spec, plan, cwd
+        places = PodPlaces(self._volume_paths, self._memory_dir, self.termination_file)
+        return describe_container(self._node, self._pod_with_addresses(), container, image, places)
 
     async def start_process(
         self, spec: ProcessSpec, plan: Plan, stdio: tuple[int, int, int] | None
@@ -290,6 +234,10 @@ class PodWorker:
             return
         if self.pod["metadata"].get("deletionTimestamp"):
             self._ending.set()
+        elif self._policy == "Never" and end_lost_runs(self._records):
+            self._verdict = ("Failed", "NodeRestarted", "The node agent was restarted")
+            self._status.changed()
+            await self._ending.wait()
         work = Tasks(f"pod {self.namespace}/{self.name} work")
         try:
             if not self._ending.is_set():
@@ -309,6 +257,9 @@ class PodWorker:
                 ending.cancel()
         finally:
             await work.close()
+        if self._ending.is_set() and self.grace_s > 0 and self.address:
+            # New connections stop coming before the program learns that it shall end.
+            await self._node.unrouted(self.address)
         await self._stop_containers()
         self._remove_sandbox()
         await self._release_network()
@@ -330,10 +281,12 @@ class PodWorker:
             if work.done() and not work.cancelled():
                 work.result()
                 return
-            self.event("Normal", "SandboxChanged", "Pod sandbox changed, it will be re-created.")
             await self._stop_containers()
             self._remove_sandbox()
             await self._release_network()
+            if self._policy == "Never":
+                return
+            self.event("Normal", "SandboxChanged", "Pod sandbox changed, it will be re-created.")
 
     async def _set_up(self) -> None:
         self._remove_sandbox()  # of an attempt that failed half-way
@@ -392,9 +345,8 @@ class PodWorker:
 
     async def _run_containers(self) -> None:
         self._container_tasks = tasks = Tasks(f"pod {self.namespace}/{self.name} containers")
-        policy = self.pod["spec"].get("restartPolicy") or "Always"
         for container in self.pod["spec"].get("initContainers") or []:
-            runner = self._new_runner(container, policy)
+            runner = self._new_runner(container)
             done = tasks.spawn(container["name"], runner.run)
             if runner.record.kind == "sidecar":
                 await runner.ready_to_follow.wait()
@@ -405,7 +357,7 @@ class PodWorker:
                 return  # the pod has failed
         mains = []
         for container in self.pod["spec"]["containers"]:
-            runner = self._new_runner(container, policy)
+            runner = self._new_runner(container)
             mains.append(tasks.spawn(container["name"], runner.run))
             # A postStart hook holds back the containers after it, as the kubelet does.
             await runner.first_start.wait()
@@ -467,9 +419,9 @@ class PodWorker:
             except ApiStatusError as error:
                 if error.not_found or error.conflict:
                     return
-                self._node.log.warning("pod not deleted", pod=self.name, error=str(error))
+                self._log.warning("pod not deleted", pod=self.name, error=str(error))
             except ApiConnectionError as error:
-                self._node.log.info("pod not deleted yet", pod=self.name, error=str(error))
+                self._log.info("pod not deleted yet", pod=self.name, error=str(error))
             await asyncio.sleep(backoff(attempt_number, 0.2, 10.0))
             attempt_number += 1
 
@@ -501,44 +453,13 @@ class PodWorker:
         spec = self.pod["spec"]
         return [*(spec.get("initContainers") or []), *spec["containers"]]
 
-    def _new_record(self, container: Mapping[str, Any]) -> ContainerRecord:
-        """Return a container's record; a run before this agent's start counts as a restart."""
-        name = container["name"]
-        kind = container_kind(self.pod, name)
-        waits = kind == "main" and bool(self.pod["spec"].get("initContainers"))
-        state = Waiting("PodInitializing" if waits else "ContainerCreating")
-        record = ContainerRecord(name, container.get("image") or "", kind, state)
-        status = self.pod.get("status") or {}
-        listed = [
-            *(status.get("containerStatuses") or []),
-            *(status.get("initContainerStatuses") or []),
-        ]
-        for old in listed:
-            if old["name"] != name:
-                continue
-            record.restart_count = int(old.get("restartCount") or 0)
-            if old.get("containerID"):
-                record.restart_count += kind != "init"
-                now = clock.rfc3339(clock.now())
-                began = ((old.get("state") or {}).get("running") or {}).get("startedAt") or now
-                if "running" in (old.get("state") or {}):
-                    record.last = Terminated(
-                        137,
-                        "NodeRestarted",
-                        "The node agent was restarted",
-                        began,
-                        now,
-                        old["containerID"],
-                    )
-        return record
-
-    def _new_runner(self, container: Mapping[str, Any], policy: str) -> ContainerRunner:
+    def _new_runner(self, container: Mapping[str, Any]) -> ContainerRunner:
         record = next(r for r in self._records if r.name == container["name"])
         if isinstance(record.state, (Running, Terminated)):
             record.restart_count += 1
         record.state = Waiting("ContainerCreating")
         record.finished = False
-        runner = ContainerRunner(self, container, record, policy)
+        runner = ContainerRunner(self, container, record, self._policy)
         self.runners[record.name] = runner
         return runner
 
@@ -548,45 +469,3 @@ class PodWorker:
         if self.address:
             status.update(podIP=self.address, podIPs=[{"ip": self.address}])
         return {**self.pod, "status": status}
-
-    def _files(self, container: Mapping[str, Any]) -> dict[str, str]:
-        etc = self._memory_dir / "etc"
-        message = self.termination_file(container["name"])
-        message.parent.mkdir(parents=True, exist_ok=True)
-        message.touch()
-        path = container.get("terminationMessagePath") or "/dev/termination-log"
-        files = {f"/etc/{name}": str(etc / name) for name in ("resolv.conf", "hosts", "hostname")}
-        files[path] = str(message)
-        mounted = {m["mountPath"] for m in container.get("volumeMounts") or []}
-        return {target: source for target, source in files.items() if target not in mounted}
-
-    def _mounts(self, container: Mapping[str, Any], env: Mapping[str, str]) -> list[VolumeMount]:
-        mounts = []
-        for mount in container.get("volumeMounts") or []:
-            source = self._volume_paths[mount["name"]]
-            sub_path = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
-            if sub_path:
-                inner = (source / sub_path).resolve()
-                if not inner.is_relative_to(source.resolve()):
-                    raise OSError(f"subPath {sub_path!r} leads out of volume {mount['name']}")
-                if not inner.exists():
-                    inner.mkdir(parents=True)
-                source = inner
-            mounts.append(
-                VolumeMount(
-                    source=str(source),
-                    target=mount["mountPath"],
-                    read_only=bool(mount.get("readOnly")) or self._is_projection(mount["name"]),
-                )
-            )
-        # A mount inside another comes after it.
-        return sorted(mounts, key=lambda m: m["target"].count("/"))
-
-    def _is_projection(self, name: str) -> bool:
-        for volume in self.pod["spec"].get("volumes") or []:
-            if volume["name"] == name:
-                return any(
-                    volume.get(key) is not None
-                    for key in ("configMap", "secret", "projected", "downwardAPI")
-                )
-        return False

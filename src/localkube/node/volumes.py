@@ -8,7 +8,6 @@ their files lie in memory only.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import stat
@@ -145,7 +144,7 @@ class PodVolumes:
     async def refresh(self, pod: Mapping[str, Any]) -> None:
         """Bring changed ConfigMaps, Secrets, fields and tokens into the running pod."""
         for volume in pod["spec"].get("volumes") or []:
-            if _is_projection(volume):
+            if is_projection(volume):
                 try:
                     payload = await self._payload(pod, volume)
                 except (MissingReference, VolumeError):
@@ -169,7 +168,7 @@ class PodVolumes:
             return self._empty_dir(name, volume["emptyDir"])
         if volume.get("hostPath"):
             return _host_path(volume["hostPath"])
-        if _is_projection(volume):
+        if is_projection(volume):
             directory = self._context.memory_dir / name
             write_atomically(directory, await self._payload(pod, volume))
             return directory
@@ -253,7 +252,8 @@ class PodVolumes:
         return payload
 
 
-def _is_projection(volume: Mapping[str, Any]) -> bool:
+def is_projection(volume: Mapping[str, Any]) -> bool:
+    """Return whether a volume's files come from the API and change with it."""
     return any(
         volume.get(key) is not None for key in ("configMap", "secret", "projected", "downwardAPI")
     )
