@@ -221,9 +221,9 @@ async def test_a_gateway_lives_through_changes(
             await reach(session, gateway, (200, "second", "two"))
             sync = await syncz(session, plane.ports["http"])
             assert sync["proxy"] == "gw-1.shop"
-            assert {
-                sync[f"{t}_status"] for t in ("cluster", "listener", "route", "endpoint")
-            } == {"SYNCED"}
+            assert {sync[f"{t}_status"] for t in ("cluster", "listener", "route", "endpoint")} == {
+                "SYNCED"
+            }
             dump = await config_dump(session, plane.ports["http"])
             assert "outbound|80||echo.shop.svc.cluster.local" in dump
             assert envoy.complaints() == []

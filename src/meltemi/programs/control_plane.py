@@ -10,9 +10,10 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import structlog
@@ -51,6 +52,7 @@ from meltemi.registry.from_kubernetes import RegistrySettings
 
 VERSION = "0.1.0"
 CONFIG_MAP_TRIES = 5
+T = TypeVar("T")
 log = structlog.get_logger("istiod")
 
 
@@ -82,8 +84,22 @@ class Source:
 
 
 @dataclass(eq=False)
+class Parts:
+    """What the start makes and the rest uses."""
+
+    world: World
+    pipeline: Pipeline
+    settings: MeshSettings
+    store: AuthorityStore
+    pages: DebugPages
+    http: HttpPorts
+    reviewer: KubeReviewer | None
+    discovery: DiscoveryServer | None = None
+
+
+@dataclass(eq=False)
 class ControlPlane:
-    """One istiod. ``ports`` are known once ``ready`` is True."""
+    """One istiod. ``ports`` are known once ``ready`` is True; those of HTTP earlier."""
 
     options: Options
     connection: kube_connection.Connection | None = None
@@ -91,31 +107,58 @@ class ControlPlane:
     metrics: Metrics = field(default_factory=lambda: Metrics(VERSION))
     ports: dict[str, int] = field(default_factory=dict)
     ready: bool = False
-    stopping: bool = False
+    pipeline: Pipeline | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set. Raises PortTaken."""
+        """Serve until ``stop`` is set, during the start too. Raises PortTaken."""
         started = self.clock.monotonic()
         async with AsyncExitStack() as stack:
-            api = session = None
-            if self.connection is not None:
-                api = await stack.enter_async_context(KubeApi(self.connection, "istiod"))
-                session = await stack.enter_async_context(WatchSession(self.connection))
-            tasks = await stack.enter_async_context(Tasks("istiod"))
-            mesh = await self._first_mesh(api)
-            await self._serve(stack, tasks, api, session, mesh, stop, started)
+            parts = await _unless(stop, self._start(stack, started))
+            if parts is None:
+                return
+            log.info(
+                "ready",
+                version=VERSION,
+                seconds=round(self.clock.monotonic() - started, 2),
+                **self.ports,
+            )
+            await stop.wait()
+            self.ready = False
+            log.info("stopping", streams=len(parts.pipeline.connections))
+            assert parts.discovery is not None
+            await parts.discovery.close()
+            await parts.discovery.drained(self.options.shutdown_s)
 
-    async def _serve(
-        self,
-        stack: AsyncExitStack,
-        tasks: Tasks,
-        api: KubeApi | None,
-        session: WatchSession | None,
-        mesh: MeshConfig,
-        stop: asyncio.Event,
-        started: float,
-    ) -> None:
-        options, clock, metrics = self.options, self.clock, self.metrics
+    async def _start(self, stack: AsyncExitStack, started: float) -> Parts:
+        """Bring everything up, in the order in which parts need each other."""
+        api = session = None
+        if self.connection is not None:
+            api = await stack.enter_async_context(KubeApi(self.connection, "istiod"))
+            session = await stack.enter_async_context(WatchSession(self.connection))
+        tasks = await stack.enter_async_context(Tasks("istiod"))
+        http = HttpPorts()
+        stack.push_async_callback(http.close)
+        parts = self._parts(await self._first_mesh(api), api, http)
+        stack.callback(parts.pipeline.close)
+        await self._serve_debug(parts, started)
+        source = self._sources(tasks, session, parts)
+        await parts.store.start()
+        await self._serve(stack, tasks, parts)
+        if source is not None:
+            await self._sync(source)
+        parts.pipeline.start()
+        # Long-lived objects leave the collector's sight: its pauses would stall every stream.
+        gc.collect()
+        gc.freeze()
+        self.ready = True
+        if api is not None and source is not None:
+            self._publish(tasks, api, source, parts.store)
+            self._write_status(tasks, api, source, parts)
+        return parts
+
+    def _parts(self, mesh: MeshConfig, api: KubeApi | None, http: HttpPorts) -> Parts:
+        """Construct; nothing runs yet."""
+        options, clock = self.options, self.clock
         settings = RegistrySettings(
             domain=options.domain, trust_domain=mesh.trust_domain, cluster_id=options.cluster_id
         )
@@ -123,105 +166,105 @@ class ControlPlane:
         pipeline = Pipeline(
             world,
             clock,
-            metrics,
+            self.metrics,
             debounce_after_s=options.debounce_after_s,
             debounce_max_s=options.debounce_max_s,
             debounce_endpoints=options.debounce_endpoints,
-            expects_pods=session is not None,
+            expects_pods=api is not None,
         )
-        stack.callback(pipeline.close)
         world.listener = pipeline.changed
+        self.pipeline = pipeline
         mesh_settings = MeshSettings(world, options.revision)
-        reviewer = KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None
-        store = AuthorityStore(clock, mesh.trust_domain, options.namespace, api, options.cacerts)
-        pages = DebugPages(pipeline, VERSION, lambda: mesh_settings.injection)
-        http = HttpPorts()
-        stack.push_async_callback(http.close)
+        return Parts(
+            world=world,
+            pipeline=pipeline,
+            settings=mesh_settings,
+            store=AuthorityStore(clock, mesh.trust_domain, options.namespace, api, options.cacerts),
+            pages=DebugPages(pipeline, VERSION, lambda: mesh_settings.injection),
+            http=http,
+            reviewer=KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None,
+        )
+
+    async def _serve_debug(self, parts: Parts, started: float) -> None:
+        """Readiness, debug pages and metrics come first: a start that waits can be looked at."""
+        options = self.options
         debug = DebugHttp(
-            pages, metrics, lambda: self.ready, reviewer, options.namespace, VERSION,
-            lambda: self._refresh(store, started),
-        )  # fmt: skip
-        await http.listen("http", debug.main_application(), options.http)
-        await http.listen("monitoring", debug.monitoring_application(), options.monitoring)
-        source = self._sources(tasks, session, world, mesh_settings, pipeline)
-        await store.start()
+            parts.pages,
+            self.metrics,
+            lambda: self.ready,
+            parts.reviewer,
+            options.namespace,
+            VERSION,
+            lambda: self._refresh(parts.store, started),
+        )
+        await parts.http.listen("http", debug.main_application(), options.http)
+        await parts.http.listen("monitoring", debug.monitoring_application(), options.monitoring)
+        self.ports = dict(parts.http.ports)
+
+    async def _serve(self, stack: AsyncExitStack, tasks: Tasks, parts: Parts) -> None:
+        """xDS, certificates and webhooks."""
+        options, clock, metrics, store = self.options, self.clock, self.metrics, parts.store
+        mesh = parts.world.mesh
+        trust_domain = parts.world.settings.trust_domain
         serving = ServingCertificate(
             store,
             clock,
             serving_names(options.namespace, options.revision),
-            names.spiffe_id(mesh.trust_domain, options.namespace, "istiod"),
+            names.spiffe_id(trust_domain, options.namespace, "istiod"),
         )
-        who = Authenticator(reviewer, (mesh.trust_domain, *mesh.trust_domain_aliases))
-        discovery = DiscoveryServer(
-            Source(pipeline, pages), who, metrics, clock,
-            Limits(options.streams_max, options.send_s), pipeline.connections,
-        )  # fmt: skip
+        who = Authenticator(parts.reviewer, (trust_domain, *mesh.trust_domain_aliases))
+        parts.discovery = DiscoveryServer(
+            Source(parts.pipeline, parts.pages),
+            who,
+            metrics,
+            clock,
+            Limits(options.streams_max, options.send_s),
+            parts.pipeline.connections,
+        )
         signer = CertificateServer(
-            store.current, who, metrics, clock,
-            default_ttl_s=options.workload_ttl_s, max_ttl_s=options.workload_ttl_max_s,
-        )  # fmt: skip
-        stack.callback(signer.close)
-        grpc_server = GrpcServer([discovery.handlers(), signer.handlers()])
-        grpc_server.listen("grpc", _all(options.grpc))
-        grpc_server.listen(
-            "secure-grpc", _all(options.secure_grpc), credentials(serving.current, False)
+            store.current,
+            who,
+            metrics,
+            clock,
+            default_ttl_s=options.workload_ttl_s,
+            max_ttl_s=options.workload_ttl_max_s,
         )
-        grpc_server.listen("mtls-grpc", _all(options.mtls_grpc), credentials(serving.current, True))
+        stack.callback(signer.close)
+        server = GrpcServer([parts.discovery.handlers(), signer.handlers()])
+        by_token, by_certificate = (credentials(serving.current, need) for need in (False, True))
+        server.listen("grpc", _all(options.grpc))
+        server.listen("secure-grpc", _all(options.secure_grpc), by_token)
+        server.listen("mtls-grpc", _all(options.mtls_grpc), by_certificate)
         webhooks = Webhooks(
-            world, lambda: mesh_settings.injection, metrics, clock, lambda: self.ready
+            parts.world, lambda: parts.settings.injection, metrics, clock, lambda: self.ready
         )
         tls = server_context(serving.current())
         serving.listen(lambda fresh: show(tls, fresh))
-        await http.listen("https", webhooks.application(), options.https, tls)
+        await parts.http.listen("https", webhooks.application(), options.https, tls)
         tasks.spawn("authority", store.run, restart=True)
         tasks.spawn("serving certificate", serving.run, restart=True)
-        tasks.spawn("push", pipeline.run, restart=True)
-        await grpc_server.start()
-        stack.push_async_callback(grpc_server.stop, min(1.0, options.shutdown_s))
-        self.ports = {**http.ports, **grpc_server.ports}
-        if source is not None and not await _unless(stop, self._sync(source)):
-            return
-        pipeline.start()
-        # Long-lived objects leave the collector's sight: its pauses would stall every stream.
-        gc.collect()
-        gc.freeze()
-        self.ready = True
-        if api is not None and source is not None:
-            self._publish(tasks, api, source, store)
-            self._write_status(tasks, api, source, world, pipeline)
-        log.info(
-            "ready", version=VERSION, seconds=round(clock.monotonic() - started, 2), **self.ports
-        )
-        await stop.wait()
-        log.info("stopping", streams=len(pipeline.connections))
-        self.ready = False
-        await discovery.close()
-        await discovery.drained(options.shutdown_s)
+        tasks.spawn("push", parts.pipeline.run, restart=True)
+        await server.start()
+        stack.push_async_callback(server.stop, min(1.0, options.shutdown_s))
+        self.ports = {**parts.http.ports, **server.ports}
 
     def _sources(
-        self,
-        tasks: Tasks,
-        session: WatchSession | None,
-        world: World,
-        mesh_settings: MeshSettings,
-        pipeline: Pipeline,
+        self, tasks: Tasks, session: WatchSession | None, parts: Parts
     ) -> KubeSource | None:
         """Start reading the world."""
-        options = self.options
+        options, settings = self.options, parts.settings
         if options.config_dir is not None:
-            files = FileSource(options.config_dir, world)
+            files = FileSource(options.config_dir, parts.world)
             files.scan()
             tasks.spawn("files", files.run, restart=True)
         if session is None:
-            tasks.spawn(
-                "mesh file", lambda: mesh_settings.follow_file(options.mesh_config), restart=True
-            )
+            tasks.spawn("mesh", lambda: settings.follow_file(options.mesh_config), restart=True)
             return None
         source = KubeSource(session, tasks, self.metrics)
-        source.feed(world)
+        source.feed(parts.world)
         space, suffix = options.namespace, options.suffix
-        source.config_map(space, f"istio{suffix}", mesh_settings.take_mesh)
-        source.config_map(space, f"istio-sidecar-injector{suffix}", mesh_settings.take_injection)
+        source.config_map(space, f"istio{suffix}", settings.take_mesh)
+        source.config_map(space, f"istio-sidecar-injector{suffix}", settings.take_injection)
         self.metrics.clusters.labels("local").set(1)
         return source
 
@@ -269,21 +312,19 @@ class ControlPlane:
             store.listen(patcher.all_changed)
             tasks.spawn(f"patch {plural}", patcher.run, restart=True)
 
-    def _write_status(
-        self, tasks: Tasks, api: KubeApi, source: KubeSource, world: World, pipeline: Pipeline
-    ) -> None:
+    def _write_status(self, tasks: Tasks, api: KubeApi, source: KubeSource, parts: Parts) -> None:
         """Elect a writer; it tells people in the objects' status what is wrong."""
         options = self.options
         lease = f"istio-status-leader{options.suffix}"
         leader = Leader(api, self.clock, options.namespace, lease, options.pod)
-        writer = StatusWriter(world, source.statuses, api, leader, self.clock)
+        writer = StatusWriter(parts.world, source.statuses, api, leader, self.clock)
 
         def changed(change: Change) -> None:
-            pipeline.changed(change)
+            parts.pipeline.changed(change)
             if change.keys or change.everything:
                 writer.wake()
 
-        world.listener = changed
+        parts.world.listener = changed
         writer.wake()
         tasks.spawn("leader", leader.run, restart=True)
         tasks.spawn("status", writer.run, restart=True)
@@ -328,15 +369,17 @@ def _all(address: str) -> str:
     return f"[::]{address}" if address.startswith(":") else address
 
 
-async def _unless(stop: asyncio.Event, work: Any) -> bool:
-    """Do ``work``; False when ``stop`` comes first."""
-    waiting = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(work)]
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of ``work``; None when ``stop`` comes first, and ``work`` is cancelled."""
+    stopped, done = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(work)
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        return bool(waiting[1].done())
+        await asyncio.wait((stopped, done), return_when=asyncio.FIRST_COMPLETED)
+        return done.result() if done.done() else None
     finally:
-        for task in waiting:
-            task.cancel()
+        stopped.cancel()
+        if not done.done():
+            done.cancel()
+            await asyncio.wait((done,))
 
 
 async def _run(plane: ControlPlane) -> None:

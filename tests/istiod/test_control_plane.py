@@ -1,0 +1,263 @@
+"""A whole istiod against a real HTTP server that speaks the Kubernetes API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from grpc import aio
+
+from istiod.kube_server import KubeServer
+from istiod.plane import LOCAL, files, running
+from istiod.waiting import until
+from istiod.xds_client import XdsClient, node_of
+from meltemi.adapters.grpc_server import PortTaken
+from meltemi.adapters.kube_connection import Connection
+from meltemi.config.kinds import KINDS
+from meltemi.discovery.protocol import Mode
+from meltemi.model.names import CDS_TYPE, EDS_TYPE
+
+CORE = ("namespaces", "nodes", "services", "pods", "secrets", "configmaps")
+VS = "/apis/networking.istio.io/v1/virtualservices"
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+CLUSTER = "outbound|80||echo.shop.svc.cluster.local"
+
+
+@pytest.fixture
+async def kube() -> AsyncIterator[KubeServer]:
+    server = await KubeServer().start()
+    for plural in CORE:
+        server.serve(f"/api/v1/{plural}")
+    for kind, info in KINDS.items():
+        if kind not in ("IstioOperator", "WasmPlugin"):
+            server.serve(f"/apis/{info.group}/{info.storage}/{info.plural}")
+    server.serve(SLICES)
+    server.serve("/apis/coordination.k8s.io/v1/leases")
+    server.serve("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")
+    for plural in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
+        server.serve(f"/apis/admissionregistration.k8s.io/v1/{plural}")
+    for namespace in ("istio-system", "shop"):
+        await server.put("/api/v1/namespaces", {"metadata": {"name": namespace}})
+    yield server
+    await server.stop()
+
+
+async def echo(kube: KubeServer, *addresses: str) -> None:
+    """A service with these endpoints."""
+    await kube.put(
+        "/api/v1/services",
+        {
+            "metadata": {"name": "echo", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 80}]},
+        },
+    )
+    await kube.put(
+        SLICES,
+        {
+            "metadata": {
+                "name": "echo-1",
+                "namespace": "shop",
+                "labels": {"kubernetes.io/service-name": "echo"},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 80}],
+            "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
+        },
+    )
+
+
+def router() -> Any:
+    node = node_of("gw-1", "shop", SERVICE_ACCOUNT="gw")
+    node.id = "router~10.0.0.9~gw-1.shop~shop.svc.cluster.local"
+    return node
+
+
+def route(name: str, host: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "shop", "generation": 3},
+        "spec": {"hosts": ["echo"], "http": [{"route": [{"destination": {"host": host}}]}], **spec},
+    }
+
+
+async def test_endpoints_reach_a_proxy_and_nothing_else_is_sent(kube: KubeServer) -> None:
+    """An endpoint change is one EDS response; an equal object is nothing at all."""
+    await echo(kube, "10.0.0.1")
+    async with running(LOCAL, Connection(kube.url)) as plane:
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            client = XdsClient(channel, Mode.DELTA, router())
+            await client.ask(CDS_TYPE)
+            clusters = await client.answer()
+            assert CLUSTER in [r.name for r in clusters.resources]
+            await client.ask(EDS_TYPE, CLUSTER)
+            assert b"10.0.0.1" in (await client.answer()).resources[0].resource.value
+            await echo(kube, "10.0.0.1")
+            await echo(kube, "10.0.0.2")
+            update = await client.answer()
+            assert update.type_url == EDS_TYPE
+            assert b"10.0.0.2" in update.resources[0].resource.value
+            assert b"10.0.0.1" not in update.resources[0].resource.value
+            client.call.cancel()
+
+
+async def test_last_known_configuration_outlives_the_api_server(kube: KubeServer) -> None:
+    """With the API server gone, new proxies still get what was known; it is followed again when back."""
+    await echo(kube, "10.0.0.1")
+    async with running(LOCAL, Connection(kube.url)) as plane:
+        port = kube.port
+        await kube.stop()
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            client = XdsClient(channel, Mode.DELTA, router())
+            await client.ask(EDS_TYPE, CLUSTER)
+            assert b"10.0.0.1" in (await client.answer()).resources[0].resource.value
+            await kube.start(port)
+            await echo(kube, "10.0.0.5")
+            assert b"10.0.0.5" in (await client.answer()).resources[0].resource.value
+            client.call.cancel()
+
+
+async def test_status_says_what_is_wrong(kube: KubeServer) -> None:
+    """An unknown host is a message in the status, gone once the host exists; a broken object is not used."""
+    await kube.put(VS, route("lost", "nowhere"))
+    await kube.put(VS, route("broken", "echo", http=[{"timeout": "soon"}]))
+
+    def status(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = kube.objects[VS]["shop", name].get("status", {})
+        return found
+
+    async with running(LOCAL, Connection(kube.url)):
+        await until(lambda: "nowhere" in str(status("lost").get("validationMessages")))
+        assert status("lost")["observedGeneration"] == "3"
+        await until(lambda: "timeout" in str(status("broken").get("validationMessages")))
+        (condition,) = status("broken")["conditions"]
+        assert (condition["type"], condition["status"]) == ("Reconciled", "False")
+        await kube.put(
+            "/api/v1/services",
+            {
+                "metadata": {"name": "nowhere", "namespace": "shop"},
+                "spec": {"clusterIP": "10.96.1.9", "ports": [{"name": "http", "port": 80}]},
+            },
+        )
+        await until(lambda: "nowhere" not in str(status("lost")["validationMessages"]))
+
+
+async def test_mesh_configuration_is_followed(kube: KubeServer) -> None:
+    """ConfigMap istio is read at the start and live; nonsense leaves the last good one in force."""
+    config = {
+        "metadata": {"name": "istio", "namespace": "istio-system"},
+        "data": {"mesh": "trustDomain: corp.example"},
+    }
+    await kube.put("/api/v1/configmaps", config)
+    async with running(LOCAL, Connection(kube.url)) as plane, aiohttp.ClientSession() as session:
+
+        async def mesh() -> str:
+            async with session.get(f"http://127.0.0.1:{plane.ports['http']}/debug/mesh") as answer:
+                return await answer.text()
+
+        assert "corp.example" in await mesh()
+        for text in ("{nonsense", "trustDomain: corp.example\naccessLogFile: /dev/stdout"):
+            await kube.put("/api/v1/configmaps", {**config, "data": {"mesh": text}})
+        while "/dev/stdout" not in (now := await mesh()):
+            assert "corp.example" in now
+
+
+async def test_webhooks_over_tls(kube: KubeServer, tmp_path: Path) -> None:
+    """The injector patches a pod, validation refuses a typo; both verify against the published root."""
+    await kube.put(
+        "/api/v1/namespaces",
+        {"metadata": {"name": "shop", "labels": {"istio-injection": "enabled"}}},
+    )
+    async with running(LOCAL, Connection(kube.url)) as plane, aiohttp.ClientSession() as session:
+        await until(lambda: ("shop", "istio-ca-root-cert") in kube.objects["/api/v1/configmaps"])
+        root = kube.objects["/api/v1/configmaps"]["shop", "istio-ca-root-cert"]["data"][
+            "root-cert.pem"
+        ]
+        tls = ssl.create_default_context(cadata=root)
+        base = f"https://127.0.0.1:{plane.ports['https']}"
+
+        async def review(path: str, **request: Any) -> dict[str, Any]:
+            body = {
+                "apiVersion": "admission.k8s.io/v1",
+                "kind": "AdmissionReview",
+                "request": {"uid": "u1", "operation": "CREATE", **request},
+            }
+            async with session.post(
+                base + path, json=body, ssl=tls, server_hostname="istiod.istio-system.svc"
+            ) as answer:
+                found: dict[str, Any] = (await answer.json())["response"]
+                return found
+
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "app", "image": "x"}]},
+        }
+        injected = await review("/inject", namespace="shop", object=pod)
+        assert injected["allowed"]
+        assert "istio-proxy" in base64.b64decode(injected["patch"]).decode()
+        wrong = {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            **route("x", "echo", htpp=[]),
+        }
+        refused = await review("/validate", namespace="shop", object=wrong)
+        assert not refused["allowed"]
+        assert "htpp" in refused["status"]["message"]
+        async with session.post(
+            base + "/validate", data=b"{", ssl=False, headers={"Content-Type": "application/json"}
+        ) as answer:
+            assert answer.status == 400
+        async with session.get(f"http://127.0.0.1:{plane.ports['monitoring']}/metrics") as answer:
+            text = await answer.text()
+        assert "sidecar_injection_success_total 1.0" in text
+        assert 'galley_validation_failed{group=""' in text
+
+
+async def test_every_debug_page_answers(kube: KubeServer) -> None:
+    """All pages give JSON with a proxy connected; unknown ones say what there is."""
+    await echo(kube, "10.0.0.1")
+    async with running(LOCAL, Connection(kube.url)) as plane, aiohttp.ClientSession() as session:
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            client = XdsClient(channel, Mode.DELTA, router())
+            await client.ask(CDS_TYPE)
+            await client.answer()
+            base = f"http://127.0.0.1:{plane.ports['http']}/debug"
+            async with session.get(base) as answer:
+                pages = await answer.json()
+            assert {"/debug/syncz", "/debug/configz", "/debug/config_dump"} <= pages.keys()
+            for page in pages:
+                url = f"{base}{page.removeprefix('/debug')}?proxyID=gw-1.shop"
+                async with session.get(url) as answer:
+                    assert answer.status == 200, page
+                    json.loads(await answer.text())
+            async with session.get(f"{base}/config_dump?proxyID=nobody") as answer:
+                assert answer.status == 404
+                assert "gw-1.shop" in await answer.text()
+            client.call.cancel()
+
+
+async def test_a_taken_port_ends_the_start_with_its_name(tmp_path: Path) -> None:
+    """The message names the port; nothing is left running."""
+    async with running(files(tmp_path)) as plane:
+        options = replace(files(tmp_path), monitoring=f"127.0.0.1:{plane.ports['http']}")
+        with pytest.raises(PortTaken, match="monitoring"):
+            async with running(options):
+                pass
+
+
+async def test_starts_before_the_api_server(kube: KubeServer) -> None:
+    """Not ready while the API server is away; ready soon after it comes."""
+    port = kube.port
+    await kube.stop()
+    stopped = Connection(f"http://127.0.0.1:{port}")
+    async with running(LOCAL, stopped, ready=False) as plane:
+        assert not plane.ready
+        await kube.start(port)
+        await until(lambda: plane.ready, 30)
