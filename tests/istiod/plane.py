@@ -30,14 +30,14 @@ LOCAL = Options(
 
 @asynccontextmanager
 async def running(
-    options: Options = LOCAL, kube: Connection | None = None, ready: bool = True
+    options: Options = LOCAL, kube: Connection | None = None
 ) -> AsyncIterator[ControlPlane]:
     """Start, wait until it is ready, stop."""
     stop = asyncio.Event()
     plane = ControlPlane(options, kube)
     task = asyncio.ensure_future(plane.run(stop))
     try:
-        await until(lambda: task.done() or plane.ready or (not ready and plane.ports))
+        await until(lambda: task.done() or plane.ready)
         if task.done():
             task.result()
         yield plane

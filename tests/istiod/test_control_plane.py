@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import ssl
@@ -12,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from grpc import aio
 
 from istiod.kube_server import KubeServer
@@ -23,6 +25,7 @@ from meltemi.adapters.kube_connection import Connection
 from meltemi.config.kinds import KINDS
 from meltemi.discovery.protocol import Mode
 from meltemi.model.names import CDS_TYPE, EDS_TYPE
+from meltemi.programs.control_plane import ControlPlane
 
 CORE = ("namespaces", "nodes", "services", "pods", "secrets", "configmaps")
 VS = "/apis/networking.istio.io/v1/virtualservices"
@@ -89,21 +92,23 @@ def route(name: str, host: str, **spec: Any) -> dict[str, Any]:
 async def test_endpoints_reach_a_proxy_and_nothing_else_is_sent(kube: KubeServer) -> None:
     """An endpoint change is one EDS response; an equal object is nothing at all."""
     await echo(kube, "10.0.0.1")
-    async with running(LOCAL, Connection(kube.url)) as plane:
-        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
-            client = XdsClient(channel, Mode.DELTA, router())
-            await client.ask(CDS_TYPE)
-            clusters = await client.answer()
-            assert CLUSTER in [r.name for r in clusters.resources]
-            await client.ask(EDS_TYPE, CLUSTER)
-            assert b"10.0.0.1" in (await client.answer()).resources[0].resource.value
-            await echo(kube, "10.0.0.1")
-            await echo(kube, "10.0.0.2")
-            update = await client.answer()
-            assert update.type_url == EDS_TYPE
-            assert b"10.0.0.2" in update.resources[0].resource.value
-            assert b"10.0.0.1" not in update.resources[0].resource.value
-            client.call.cancel()
+    async with (
+        running(LOCAL, Connection(kube.url)) as plane,
+        aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+    ):
+        client = XdsClient(channel, Mode.DELTA, router())
+        await client.ask(CDS_TYPE)
+        clusters = await client.answer()
+        assert CLUSTER in [r.name for r in clusters.resources]
+        await client.ask(EDS_TYPE, CLUSTER)
+        assert b"10.0.0.1" in (await client.answer()).resources[0].resource.value
+        await echo(kube, "10.0.0.1")
+        await echo(kube, "10.0.0.2")
+        update = await client.answer()
+        assert update.type_url == EDS_TYPE
+        assert b"10.0.0.2" in update.resources[0].resource.value
+        assert b"10.0.0.1" not in update.resources[0].resource.value
+        client.call.cancel()
 
 
 async def test_last_known_configuration_outlives_the_api_server(kube: KubeServer) -> None:
@@ -223,24 +228,27 @@ async def test_webhooks_over_tls(kube: KubeServer, tmp_path: Path) -> None:
 async def test_every_debug_page_answers(kube: KubeServer) -> None:
     """All pages give JSON with a proxy connected; unknown ones say what there is."""
     await echo(kube, "10.0.0.1")
-    async with running(LOCAL, Connection(kube.url)) as plane, aiohttp.ClientSession() as session:
-        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
-            client = XdsClient(channel, Mode.DELTA, router())
-            await client.ask(CDS_TYPE)
-            await client.answer()
-            base = f"http://127.0.0.1:{plane.ports['http']}/debug"
-            async with session.get(base) as answer:
-                pages = await answer.json()
-            assert {"/debug/syncz", "/debug/configz", "/debug/config_dump"} <= pages.keys()
-            for page in pages:
-                url = f"{base}{page.removeprefix('/debug')}?proxyID=gw-1.shop"
-                async with session.get(url) as answer:
-                    assert answer.status == 200, page
-                    json.loads(await answer.text())
-            async with session.get(f"{base}/config_dump?proxyID=nobody") as answer:
-                assert answer.status == 404
-                assert "gw-1.shop" in await answer.text()
-            client.call.cancel()
+    async with (
+        running(LOCAL, Connection(kube.url)) as plane,
+        aiohttp.ClientSession() as session,
+        aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+    ):
+        client = XdsClient(channel, Mode.DELTA, router())
+        await client.ask(CDS_TYPE)
+        await client.answer()
+        base = f"http://127.0.0.1:{plane.ports['http']}/debug"
+        async with session.get(base) as answer:
+            pages = await answer.json()
+        assert {"/debug/syncz", "/debug/configz", "/debug/config_dump"} <= pages.keys()
+        for page in pages:
+            url = f"{base}{page.removeprefix('/debug')}?proxyID=gw-1.shop"
+            async with session.get(url) as answer:
+                assert answer.status == 200, page
+                json.loads(await answer.text())
+        async with session.get(f"{base}/config_dump?proxyID=nobody") as answer:
+            assert answer.status == 404
+            assert "gw-1.shop" in await answer.text()
+        client.call.cancel()
 
 
 async def test_a_taken_port_ends_the_start_with_its_name(tmp_path: Path) -> None:
@@ -253,11 +261,26 @@ async def test_a_taken_port_ends_the_start_with_its_name(tmp_path: Path) -> None
 
 
 async def test_starts_before_the_api_server(kube: KubeServer) -> None:
-    """Not ready while the API server is away; ready soon after it comes."""
-    port = kube.port
-    await kube.stop()
-    stopped = Connection(f"http://127.0.0.1:{port}")
-    async with running(LOCAL, stopped, ready=False) as plane:
-        assert not plane.ready
-        await kube.start(port)
-        await until(lambda: plane.ready, 30)
+    """An API server that is not there yet is waited for, with its trust domain."""
+    config = {
+        "metadata": {"name": "istio", "namespace": "istio-system"},
+        "data": {"mesh": "trustDomain: late.example"},
+    }
+    await kube.put("/api/v1/configmaps", config)
+    kube.refuse = lambda request: web.Response(status=500) if len(kube.requests) < 4 else None
+    async with running(LOCAL, Connection(kube.url)) as plane:
+        assert plane.pipeline is not None
+        assert plane.pipeline.world.settings.trust_domain == "late.example"
+
+
+async def test_stops_while_it_waits(kube: KubeServer) -> None:
+    """A signal ends a start that waits for the API server."""
+    kube.refuse = lambda request: web.Response(status=500)
+    stop = asyncio.Event()
+    plane = ControlPlane(LOCAL, Connection(kube.url))
+    task = asyncio.ensure_future(plane.run(stop))
+    await until(lambda: kube.requests)
+    stop.set()
+    async with asyncio.timeout(10):
+        await task
+    assert not plane.ready

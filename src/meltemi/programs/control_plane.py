@@ -51,7 +51,6 @@ from meltemi.programs.control_plane_options import Options, flags, options_from
 from meltemi.registry.from_kubernetes import RegistrySettings
 
 VERSION = "0.1.0"
-CONFIG_MAP_TRIES = 5
 T = TypeVar("T")
 log = structlog.get_logger("istiod")
 
@@ -330,28 +329,35 @@ class ControlPlane:
         tasks.spawn("status", writer.run, restart=True)
 
     async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
-        """The mesh configuration to start with: the trust domain is needed before anything else."""
+        """The mesh configuration to start with: the trust domain is needed before anything else.
+
+        The mounted file is the same ConfigMap. Without it the API server is asked, until it answers: to
+        begin with another trust domain would give every workload a wrong name.
+        """
         options = self.options
-        backoff = Backoff(0.1, 1.0)
-        for _ in range(CONFIG_MAP_TRIES if api is not None else 0):
-            assert api is not None
-            path = collection("v1", "configmaps", options.namespace, f"istio{options.suffix}")
+        path = options.mesh_config
+        if path.is_file():
             try:
-                data = (await api.json("GET", path)).get("data") or {}
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                log.warning("mesh configuration not read", file=str(path), error=str(error))
+            else:
+                return read_mesh(text, str(path)) or DEFAULT_MESH_CONFIG
+        if api is None:
+            return DEFAULT_MESH_CONFIG
+        url = collection("v1", "configmaps", options.namespace, f"istio{options.suffix}")
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            try:
+                data = (await api.json("GET", url)).get("data") or {}
             except KubeError as error:
                 if error.code == 404:
-                    break
+                    return DEFAULT_MESH_CONFIG
                 log.warning("mesh configuration not read yet", error=str(error))
                 await asyncio.sleep(backoff.next())
-                continue
-            return (
-                read_mesh(data.get("mesh", ""), "ConfigMap istio, key mesh") or DEFAULT_MESH_CONFIG
-            )
-        try:
-            text = options.mesh_config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return DEFAULT_MESH_CONFIG
-        return read_mesh(text, str(options.mesh_config)) or DEFAULT_MESH_CONFIG
+            else:
+                source = "ConfigMap istio, key mesh"
+                return read_mesh(data.get("mesh", ""), source) or DEFAULT_MESH_CONFIG
 
     def _refresh(self, store: AuthorityStore, started: float) -> None:
         """Gauges that are computed when somebody looks."""
