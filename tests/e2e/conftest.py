@@ -15,7 +15,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,34 +51,43 @@ class Shell:
         return json.loads(self(line))
 
 
-@pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A terminal with a cluster of its own, taken away at the end."""
-    home = tmp_path_factory.mktemp("localkube")
-    name = f"e2e-{uuid.uuid4().hex[:6]}"
+def terminal(home: Path) -> Shell:
+    """A terminal whose clusters have their state under ``home``."""
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "LOCALKUBE_HOME": str(home),
-        "LOCALKUBE_NAME": name,
     }
-    terminal = Shell(environment)
+    environment.pop("KUBECONFIG", None)
     if shutil.which("kubectl", path=environment["PATH"]) is None:
         pytest.fail("there is no kubectl: make setup installs one into .venv/bin")
+    return Shell(environment)
+
+
+def adopt_environment(shell: Shell, *, name: str = "default") -> None:
+    """What ``eval "$(meltemi local env)"`` does to a terminal."""
+    exported = shell(f"meltemi local env --name {name}")
+    for variable, value in re.findall(r"export (\w+)=\"?([^\"\n]+)\"?", exported):
+        if variable != "PATH":
+            shell.environment[variable] = value.strip("'")
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A terminal with a cluster of its own, taken away at the end.
+
+    With MELTEMI_E2E_HOME set, the cluster with that state is used, or made, and left running: for work on tests.
+    """
+    kept = os.environ.get("MELTEMI_E2E_HOME")
+    shell = terminal(Path(kept) if kept else tmp_path_factory.mktemp("localkube"))
     try:
-        terminal("meltemi local up --detach", timeout=90)
-        exported = terminal("meltemi local env")
-        for variable, value in re.findall(r"export (\w+)=\"?([^\"\n]+)\"?", exported):
-            if variable != "PATH":
-                terminal.environment[variable] = value.strip("'")
-        yield terminal
+        shell("meltemi local up --detach", timeout=90)
+        adopt_environment(shell)
+        yield shell
     finally:
-        subprocess.run(
-            [str(BIN / "meltemi"), "local", "down"],
-            env=terminal.environment,
-            timeout=90,
-            check=False,
-        )
+        if not kept:
+            shell("meltemi local down", timeout=90, check=False)
+            shell("meltemi local reset --yes", timeout=60, check=False)
 
 
 def wait_for(what: str, probe: Callable[[], Any], timeout: float = 60.0) -> Any:
@@ -142,7 +150,8 @@ def mesh(shell: Shell) -> Shell:
     """The cluster with operator, mesh and Bookinfo, put there by README's walk-through."""
     from e2e.walkthrough import run
 
-    run(shell)
+    if "bookinfo" not in shell("kubectl get namespaces -o name"):
+        run(shell)
     return shell
 
 
@@ -159,6 +168,51 @@ def ingress(mesh: Shell) -> Ingress:
     found = Ingress(wait_for("an ingress address", base))
     wait_for("the product page", lambda: found.get("/productpage")[0] == 200)
     return found
+
+
+class Workload:
+    """The pods of one Deployment, found anew on each question: pods come and go."""
+
+    def __init__(self, shell: Shell, app: str, namespace: str = "bookinfo") -> None:
+        self.shell = shell
+        self.app = app
+        self.namespace = namespace
+
+    def pods(self) -> list[str]:
+        """Names of the pods that are not on their way out."""
+        found = self.shell.json(f"kubectl get pods -n {self.namespace} -l app={self.app} -o json")
+        return [
+            pod["metadata"]["name"]
+            for pod in found["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def exec(self, container: str, line: str, *, stdin: str | None = None) -> str:
+        """What a command in the first pod prints; its exit code is not looked at."""
+        return self.shell(
+            f"kubectl exec {'-i' if stdin else ''} -n {self.namespace} {self.pods()[0]} -c {container} -- {line}",
+            stdin=stdin,
+            check=False,
+        )
+
+    def requests(self, **labels: str) -> float:
+        """``istio_requests_total`` with these labels, over all pods, from their merged metrics."""
+        total = 0.0
+        for pod in self.pods():
+            text = self.shell(
+                f"kubectl get --raw /api/v1/namespaces/{self.namespace}/pods/{pod}:15020/proxy/stats/prometheus"
+            )
+            for line in text.splitlines():
+                if line.startswith("istio_requests_total{"):
+                    found = dict(re.findall(r'(\w+)="([^"]*)"', line))
+                    if labels.items() <= found.items():
+                        total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+def steadily(probe: Callable[[], bool], times: int = 10) -> Callable[[], bool]:
+    """A probe that is true when ``probe`` is, several times in a row: chance does not make it so."""
+    return lambda: all(probe() for _ in range(times))
 
 
 @pytest.fixture
