@@ -247,8 +247,12 @@ class _Display:
         return self
 
     def __exit__(self, *details: object) -> None:
+        self._stop_spinner()
+
+    def _stop_spinner(self) -> None:
         if self._spinner is not None:
             self._spinner.stop()
+            self._spinner = None
 
     def progress(self, event: str, fields: dict[str, Any]) -> None:
         """One event of the supervisor."""
@@ -278,12 +282,17 @@ class _Display:
             self._spinner.update(following)
 
     def _line(self, text: str) -> None:
-        click.echo(text, err=True)
+        if self._spinner is not None:
+            # Through the spinner's console, which draws itself anew below the line.
+            self._spinner.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)
 
     def _announce(self) -> None:
         settings = load_settings(self._state)
         if settings is None:
             return  # a node that joined another cluster
+        self._stop_spinner()
         suffix = "" if self._state.name == DEFAULT_NAME else f" --name {self._state.name}"
         click.echo(
             f"cluster {self._state.name!r} is up at https://127.0.0.1:{settings.api_port}\n"

@@ -373,3 +373,10 @@ async def test_a_token_secret_is_filled(api: Api, controllers: Controllers) -> N
         return data if data.get("token") else None
 
     assert set(await api.until(filled)) == {"token", "ca.crt", "namespace"}
+
+
+async def test_the_dns_service_is_there_and_comes_back(api: Api, controllers: Controllers) -> None:
+    for _ in range(2):
+        found = await api.until(lambda: api.client.get(SERVICES, "kube-dns", "kube-system"))
+        assert found["spec"]["clusterIP"] == "10.96.0.10"
+        await api.client.delete(SERVICES, "kube-dns", "kube-system")

@@ -13,6 +13,7 @@ import structlog
 from localkube.client import ApiClient
 from localkube.controllers.actions import Executor
 from localkube.controllers.cache import Cache
+from localkube.controllers.clusterdns import ClusterDnsController
 from localkube.controllers.cronjob import CronJobController
 from localkube.controllers.daemonset import DaemonSetController
 from localkube.controllers.deployment import DeploymentController
@@ -68,6 +69,7 @@ class Controllers:
             DaemonSetController(cache, executor),
             JobController(cache, executor),
             CronJobController(cache, executor),
+            ClusterDnsController(cache, executor),
             NamespaceContentsController(cache, executor, ca_pem),
             NamespaceDeletionController(cache, executor, discovery),
             LoadBalancerController(cache, executor, load_balancer_network),

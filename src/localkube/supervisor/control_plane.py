@@ -89,7 +89,7 @@ async def _run(spec: RunSpec, state: StateDirectory, pki: Pki, store: Store) -> 
     sockets = [socket.socket(fileno=int(os.environ[API_SOCKET_VARIABLE]))]
     if spec.isolated:
         sockets.append(_listen_inside())
-    config = app.ServerConfig(pki_dir=pki.directory)
+    config = app.ServerConfig(pki_dir=pki.directory, node_name=spec.node_name)
     client = ApiClient.from_kubeconfig(
         state.controller_kubeconfig, user_agent="localkube-controller-manager"
     )

@@ -8,6 +8,7 @@ the supervisor. Imports little: all of this is on the way to a ready API server.
 
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -40,6 +41,9 @@ def main() -> int:
     """Make the namespaces, fork the init process, relay signals to it, pass its exit code on."""
     spec = RunSpec.from_json(sys.argv[1])
     supervisor = os.getppid()
+    # Proxies and the API server hold many connections; the usual soft limit of 1024 is for select.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         if spec.isolated:
             make_namespaces()

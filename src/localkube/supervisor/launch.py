@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from localkube.kit.logs import open_log
@@ -84,6 +85,7 @@ def _background(
     null = os.open(os.devnull, os.O_RDWR)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
+    _close_all_but({0, 1, 2, writer})
     os.chdir("/")
     tell = _pipe_progress(writer)
     try:
@@ -99,6 +101,16 @@ def _background(
         return 1
     finally:
         sys.stderr.flush()
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close what the caller happened to have open (locks, pipes): we outlive it."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) not in kept:
+            try:
+                os.close(int(entry.name))
+            except OSError:
+                pass  # the descriptor of the listing itself
 
 
 def _pipe_progress(writer: int) -> Progress:
