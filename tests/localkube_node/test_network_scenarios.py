@@ -9,7 +9,6 @@ from typing import Any
 
 from localkube.client.resources import ENDPOINT_SLICES, PODS, SERVICES
 from localkube.node.network import dns_zone
-
 from localkube_node import isolated
 from localkube_node.world import http_server, is_ready, log_text, node, pod, shell
 

@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from localkube.client.resources import PODS
 
+from localkube.client.resources import PODS
 from localkube_node import isolated
 from localkube_node.world import (
     container_status,
@@ -84,7 +84,7 @@ def test_a_container_sees_its_own_host_name_files_and_rights(tmp_path: Path) -> 
 
 
 async def scenario_restart(directory: Path) -> None:
-    async with node(directory) as (api, agent):
+    async with node(directory) as (api, _):
         api.put(PODS, pod("crash", shell("echo run; echo why > /dev/termination-log; exit 3")))
         status = await api.until(
             lambda: (s := container_status(api, "crash")).get("restartCount", 0) >= 2 and s
@@ -153,7 +153,7 @@ def test_init_containers_run_in_order_and_sidecars_end_last(tmp_path: Path) -> N
 
 async def scenario_unknown_image(directory: Path) -> None:
     own = directory / "home" / ".config" / "localkube" / "images.yaml"
-    async with node(directory) as (api, agent):
+    async with node(directory) as (api, _):
         container = {"name": "main", "image": "example.com/shop/cart:1.2"}
         api.put(PODS, pod("cart", container))
         waiting = await api.until(

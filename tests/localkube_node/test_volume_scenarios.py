@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from localkube.client.resources import CONFIG_MAPS, PODS, SECRETS
-
 from localkube_node import isolated
 from localkube_node.world import (
     container_status,

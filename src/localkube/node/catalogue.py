@@ -183,7 +183,7 @@ class Catalogue:
         """Return when a file changed, or after ``limit_s`` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit_s
-        while not self.refresh() and loop.time() < end:
+        while not self.refresh() and loop.time() < end:  # noqa: ASYNC110 - files do not call back
             await asyncio.sleep(min(_LOOK_S, max(0.0, end - loop.time())))
 
     def explain_missing(self, reference: str) -> str:

@@ -39,11 +39,11 @@ class HostView:
         self._staging = str(staging)
         self._hide = [str(state_dir)]
         top = [
-            f"/{name}"
-            for name in sorted(os.listdir("/"))
-            if name not in _OWN_TOP_LEVEL and not name.startswith(".") and _shown(f"/{name}")
+            str(path)
+            for path in sorted(Path("/").iterdir())
+            if path.name not in _OWN_TOP_LEVEL and path.name[0] != "." and _shown(str(path))
         ]
-        candidates = dict.fromkeys([os.path.expanduser("~"), "/root"])
+        candidates = dict.fromkeys([str(Path.home()), "/root"])
         self._homes = [
             home
             for home in candidates
@@ -91,7 +91,8 @@ class HostView:
 
 
 def _shown(path: str) -> bool:
-    return os.path.isdir(path) and not os.path.islink(path) and os.access(path, os.X_OK)
+    place = Path(path)
+    return place.is_dir() and not place.is_symlink() and os.access(path, os.X_OK)
 
 
 def _below(path: str, roots: Iterable[str]) -> bool:
@@ -101,7 +102,7 @@ def _below(path: str, roots: Iterable[str]) -> bool:
 def _python_directories() -> list[str]:
     """Return where this Python and its packages are (the built-in images run it)."""
     places = [sys.prefix, sys.base_prefix, str(Path(sys.executable).parent)]
-    return [*places, *(path for path in sys.path if path and os.path.isdir(path))]
+    return [*places, *(path for path in sys.path if path and Path(path).is_dir())]
 
 
 def resolve_capabilities(container: Mapping[str, Any], image: Image) -> frozenset[str]:

@@ -190,7 +190,7 @@ class Runtime:
                 os.close(terminal)
             raise StartError(error)
         try:
-            mount_ns = os.readlink(f"/proc/{pid}/ns/mnt")
+            mount_ns = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - no path
         except OSError:
             mount_ns = ""  # it has ended already
         process = Process(pid, exited, mount_ns, terminal)
@@ -317,11 +317,11 @@ async def _read_status(status: socket.socket) -> tuple[str | None, int | None]:
 
 def kill_mount_namespace(mount_ns: str) -> None:
     """Kill every process in the mount namespace ``mount_ns`` (as in ``/proc/PID/ns/mnt``)."""
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are all that is needed
         if not name.isdigit():
             continue
         try:
-            if os.readlink(f"/proc/{name}/ns/mnt") == mount_ns:
+            if os.readlink(f"/proc/{name}/ns/mnt") == mount_ns:  # noqa: PTH115 - no path
                 os.kill(int(name), signal.SIGKILL)
         except OSError:
             continue

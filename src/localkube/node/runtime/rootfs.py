@@ -7,6 +7,10 @@ not have is made in a "shadow" (a tmpfs in which the host directory's entries ar
 Standard library only.
 """
 
+# Plain os calls instead of pathlib: every one is a single system call whose errno matters here,
+# and hundreds of them are between a pod and its start.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH120, PTH208, PTH211
+
 from __future__ import annotations
 
 import errno

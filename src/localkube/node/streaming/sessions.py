@@ -232,6 +232,7 @@ async def run_attach(channels: Channels, runner: ContainerRunner) -> None:
         while True:
             stream, data = await queue.get()
             await channels.write(stream, data)
+            queue.task_done()
 
     stop_listening = log.listen(heard)
     try:
@@ -242,8 +243,10 @@ async def run_attach(channels: Channels, runner: ContainerRunner) -> None:
             tasks.spawn("output", show)
             waiting: list[asyncio.Future[Any]] = [process.exited, client]
             await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
-            while not queue.empty():
-                await asyncio.sleep(0.01)
+            try:
+                await asyncio.wait_for(queue.join(), _DRAIN_S)
+            except TimeoutError:
+                pass  # the viewer is gone, or too slow for what is left
             if stdin >= 0:
                 os.close(stdin)
             if process.exited.done():
