@@ -225,6 +225,16 @@ async def test_webhooks_over_tls(kube: KubeServer, tmp_path: Path) -> None:
         assert 'galley_validation_failed{group=""' in text
 
 
+async def test_a_deleted_root_secret_is_written_again(kube: KubeServer) -> None:
+    """At once, and with the same root."""
+    path, where = "/api/v1/secrets", ("istio-system", "istio-ca-secret")
+    async with running(LOCAL, Connection(kube.url)):
+        before = kube.objects[path][where]["data"]
+        await kube.remove(path, *where)
+        await until(lambda: where in kube.objects[path])
+        assert kube.objects[path][where]["data"] == before
+
+
 async def test_every_debug_page_answers(kube: KubeServer) -> None:
     """All pages give JSON with a proxy connected; unknown ones say what there is."""
     await echo(kube, "10.0.0.1")

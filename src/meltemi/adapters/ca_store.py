@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from meltemi.adapters.ca_grpc import chain_pem, new_serial
 from meltemi.adapters.grpc_server import Serving
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
+from meltemi.adapters.kube_watch import ObjectKey
 from meltemi.ca import authority, secrets
 from meltemi.kit.backoff import Backoff
 from meltemi.kit.clock import Clock
@@ -50,6 +51,7 @@ class AuthorityStore:
         self._current: authority.Authority | None = None
         self._listeners: list[Callable[[], None]] = []
         self.plugged = False
+        self._look = asyncio.Event()
 
     def current(self) -> authority.Authority | None:
         """The authority, once found."""
@@ -73,8 +75,25 @@ class AuthorityStore:
     async def run(self) -> None:
         """Keep level with the Secret or folder, and repair it."""
         while True:
-            await asyncio.sleep(CHECK_S)
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
             await self.refresh()
+
+    def replaced(self, objects: Mapping[ObjectKey, Any]) -> None:
+        """A watch of the Secrets lists them: look."""
+        self._look.set()
+
+    def changed(self, key: ObjectKey, value: Any) -> None:
+        """One changed: look."""
+        self._look.set()
+
+    def deleted(self, key: ObjectKey) -> None:
+        """One is gone: look."""
+        self._look.set()
 
     async def refresh(self) -> None:
         """Look once; a failure keeps what there is."""

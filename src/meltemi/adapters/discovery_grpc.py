@@ -205,7 +205,7 @@ class DiscoveryServer:
         """What to add to a gRPC server. Responses are bytes already: no serializer."""
         methods = {
             METHODS[mode]: grpc.stream_stream_rpc_method_handler(
-                self._handler(mode), request_deserializer=PARSERS[mode]
+                self._handler(mode), request_deserializer=self._parser(mode)
             )
             for mode in Mode
         }
@@ -227,6 +227,18 @@ class DiscoveryServer:
             return False
         return True
 
+    def _parser(self, mode: Mode) -> Callable[[bytes], Any]:
+        parse, largest = PARSERS[mode], 0
+
+        def parser(data: bytes) -> Any:
+            nonlocal largest
+            if len(data) > largest:
+                largest = len(data)
+                self._metrics.recv_max.set(largest)
+            return parse(data)
+
+        return parser
+
     def _handler(self, mode: Mode) -> Callable[[Any, Any], Awaitable[None]]:
         async def handle(_: Any, context: Any) -> None:
             try:
@@ -242,6 +254,12 @@ class DiscoveryServer:
                     "caller cannot be identified now", peer=context.peer(), reason=str(error)
                 )
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            except aio.AbortError:
+                raise
+            except Exception:
+                self._metrics.internal_errors.inc()
+                log.exception("stream failed", peer=context.peer())
+                raise
 
         return handle
 

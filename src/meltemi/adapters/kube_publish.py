@@ -255,7 +255,11 @@ class WebhookPatcher:
                 "PATCH", f"{self._path}/{name}", body=operations, content_type=JSON_PATCH
             )
         except KubeError as error:
-            self._metrics.webhook_patch_failures.labels(name, error.reason or "error").inc()
+            reason = error.reason or "error"
+            self._metrics.webhook_patch_failures.labels(name, reason).inc()
+            if self._fail:
+                self._metrics.validation_update_errors.labels(reason).inc()
             raise
-        self._metrics.validation_updates.inc()
+        if self._fail:
+            self._metrics.validation_updates.inc()
         log.info("webhook configuration patched", name=name)

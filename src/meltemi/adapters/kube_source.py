@@ -167,6 +167,11 @@ class KubeSource:
         collection = Collection(path, field_selector=f"metadata.name={name}")
         self.watch(collection, k8s.decode_config_map, ConfigMapSink(take))
 
+    def secret(self, namespace: str, name: str, sink: Sink[Any]) -> None:
+        """Follow one Secret; the sink hears that it changed, not what is in it."""
+        path = f"/api/v1/namespaces/{namespace}/secrets"
+        self.watch(Collection(path, field_selector=f"metadata.name={name}"), _nothing, sink)
+
     async def synced(self) -> None:
         """Return when every kind has been listed once."""
         await asyncio.gather(*(watcher.synced.wait() for watcher in self._watchers))

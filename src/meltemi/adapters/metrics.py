@@ -98,24 +98,13 @@ class Metrics:
         self.services = gauge("pilot_services", "Services known")
         self.virtual_services = gauge("pilot_virt_services", "VirtualServices known")
         self.no_instances = gauge("pilot_eds_no_instances", "Clusters without endpoints")
-        self.no_ip = gauge("pilot_no_ip", "Pods that no address is known of")
         self.rejected_configs = gauge(
             "pilot_total_rejected_configs", "Objects that are not used because they are wrong"
         )
-        self.findings = {
-            name: gauge(f"pilot_{name}", text)
-            for name, text in (
-                ("vservice_dup_domain", "VirtualServices that claim a host twice"),
-                ("destrule_subsets", "Subsets defined twice for a host"),
-                ("duplicate_envoy_clusters", "Clusters of the same name"),
-                ("dns_cluster_without_endpoints", "DNS clusters without endpoints"),
-                ("conflict_inbound_listener", "Inbound listeners in conflict"),
-                (
-                    "conflict_outbound_listener_tcp_over_current_tcp",
-                    "Outbound listeners in conflict",
-                ),
-            )
-        }
+        self.pending_pods = gauge(
+            "pilot_k8s_endpoints_pending_pod",
+            "Pods that endpoints name and no watch has told of yet",
+        )
         self.k8s_cfg_events = counter(
             "pilot_k8s_cfg_events", "Configuration events", ("type", "event")
         )
@@ -131,9 +120,6 @@ class Metrics:
         )
         self.csr_parsing_errors = counter(
             "citadel_server_csr_parsing_err_count", "Requests that cannot be read"
-        )
-        self.id_errors = counter(
-            "citadel_server_id_extraction_err_count", "Callers without an identity"
         )
         self.sign_errors = counter(
             "citadel_server_csr_sign_err_count", "Requests that were not signed", ("error",)

@@ -47,10 +47,12 @@ from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
 from meltemi.model import names
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
+from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
 from meltemi.registry.from_kubernetes import RegistrySettings
 
 VERSION = "0.1.0"
+EDS = Resolution.CLIENT_SIDE_LB
 T = TypeVar("T")
 log = structlog.get_logger("istiod")
 
@@ -296,6 +298,8 @@ class ControlPlane:
             await publisher.run()
 
         source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
+        for name in (secrets.SELF_SIGNED_SECRET, secrets.PLUGGED_SECRET):
+            source.secret(self.options.namespace, name, store)
         store.listen(publisher.all_changed)
         tasks.spawn("publish root", publish, restart=True)
         service = (self.options.namespace, f"istiod{self.options.suffix}")
@@ -361,6 +365,13 @@ class ControlPlane:
 
     def _refresh(self, store: AuthorityStore, started: float) -> None:
         """Gauges that are computed when somebody looks."""
+        if self.pipeline is not None:
+            registry = self.pipeline.world.registry
+            self.metrics.pending_pods.set(len(registry.pending_pods))
+            context = self.pipeline.context
+            known = [s for s in context.services if s.resolution is EDS] if context else []
+            empty = [s for s in known if not registry.endpoints.endpoints(s.hostname, s.namespace)]
+            self.metrics.no_instances.set(len(empty))
         self.metrics.uptime.set(self.clock.monotonic() - started)
         held = store.current()
         if held is not None:
