@@ -35,7 +35,9 @@ class Origin:
         if self.path:
             where += f" {self.path}"
         if self.source:
-            return f"{self.source}:{self.line} ({where})" if self.line else f"{self.source} ({where})"
+            return (
+                f"{self.source}:{self.line} ({where})" if self.line else f"{self.source} ({where})"
+            )
         return where
 
 
