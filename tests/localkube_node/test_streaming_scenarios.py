@@ -150,6 +150,30 @@ def test_exec_over_websocket_and_spdy(tmp_path: Path) -> None:
     here("scenario_exec", tmp_path)
 
 
+async def scenario_attach(directory: Path) -> None:
+    async with served(directory) as (api, _, session, _):
+        reader = shell("echo ready; cat; echo end", stdin=True, stdinOnce=True)
+        api.put(PODS, pod("reader", reader, restartPolicy="Never"))
+        await api.until(lambda: is_ready(api, "reader"))
+        query = {"stdin": "true", "stdout": "true", "stderr": "true"}
+        out = b""
+        async with session.ws_connect(
+            "/attach/default/reader/main", params=query, protocols=("v5.channel.k8s.io",)
+        ) as socket:
+            await socket.send_bytes(b"\0typed\n")
+            await socket.send_bytes(bytes([255, 0]))
+            async for message in socket:
+                if message.data[0] == 1:
+                    out += message.data[1:]
+                status = message.data
+        assert out.endswith(b"typed\nend\n")
+        assert json.loads(status[1:])["status"] == "Success"
+
+
+def test_attach_feeds_a_container_until_its_input_ends(tmp_path: Path) -> None:
+    here("scenario_attach", tmp_path)
+
+
 REQUEST = b"GET / HTTP/1.0\r\nhost: x\r\n\r\n"
 
 

@@ -1,7 +1,7 @@
 """A container's first process with its input and output: descriptors in, log lines out.
 
 In: a way to start the process, and its log. Out: the process, the write end of its stdin if the pod
-asks for one, and a future that is done when the last output is in the log.
+asks for one (the caller closes it), and a future that is done when the last output is in the log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def spawn_logged(
         assert process.terminal is not None
         stdin = os.dup(process.terminal) if wants_stdin else None
         readers = [PipeReader(process.terminal, "stdout", log)]
-        return process, stdin, asyncio.ensure_future(_finish(process, readers, stdin))
+        return process, stdin, asyncio.ensure_future(_finish(process, readers))
     out_read, out_write = os.pipe2(os.O_CLOEXEC)
     err_read, err_write = os.pipe2(os.O_CLOEXEC)
     if wants_stdin:
@@ -50,13 +50,11 @@ async def spawn_logged(
             os.close(fd)
     stdin = in_write if in_write >= 0 else None
     readers = [PipeReader(out_read, "stdout", log), PipeReader(err_read, "stderr", log)]
-    return process, stdin, asyncio.ensure_future(_finish(process, readers, stdin))
+    return process, stdin, asyncio.ensure_future(_finish(process, readers))
 
 
-async def _finish(process: Process, readers: list[PipeReader], stdin: int | None) -> None:
+async def _finish(process: Process, readers: list[PipeReader]) -> None:
     await process.exited
     await asyncio.wait([reader.finished for reader in readers], timeout=_DRAIN_S)
     for reader in readers:
         reader.close()
-    if stdin is not None:
-        os.close(stdin)

@@ -226,7 +226,7 @@ class ContainerRunner:
         code = await self.process.exited
         self.record.ready = self.record.started = False
         await self._output
-        self.stdin = None
+        self.close_stdin()
         if self.log:
             self.log.close()
         if clock.monotonic() - began > _BACKOFF_FORGOTTEN_S:
@@ -257,6 +257,12 @@ class ContainerRunner:
         """Ask the container to end within ``grace_s`` seconds; ``done`` is set then."""
         self._grace_override = grace_s
         self._stopping.set()
+
+    def close_stdin(self) -> None:
+        """End the container's input, if it has one."""
+        if self.stdin is not None:
+            os.close(self.stdin)
+            self.stdin = None
 
     def hurry(self) -> None:
         """Kill at once a container that is being stopped."""

@@ -85,7 +85,10 @@ class Zygote:
                 os.read(self._wakeup, 4096)
             self._reap()
             if control in readable:
-                message, fds = receive_message(self._control)
+                try:
+                    message, fds = receive_message(self._control)
+                except ConnectionResetError:
+                    return  # the agent ended with an answer of ours unread
                 if message is None:
                     return
                 self._answer(message, fds)

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from localkube.kit.tasks import Tasks
@@ -104,7 +104,7 @@ async def _serve(
 ) -> None:
     """Move bytes until the process has ended and its output is sent, or the client is gone."""
     async with Tasks("exec") as tasks:
-        source = _Input(stdin, terminal)
+        source = _Input(stdin, terminal, terminal is None, lambda: None)
         client = tasks.spawn("input", lambda: source.follow(channels))
         readers = [
             tasks.spawn(name, _copy_later(channels, name, fd)) for name, fd in outputs.items()
@@ -179,10 +179,13 @@ def _wake(future: asyncio.Future[None]) -> None:
 class _Input:
     """The client's messages: input, end of input, new terminal sizes."""
 
-    def __init__(self, stdin: int, terminal: int | None) -> None:
+    def __init__(
+        self, stdin: int, terminal: int | None, owned: bool, on_end: Callable[[], None]
+    ) -> None:
         self._stdin = stdin
         self._terminal = terminal
-        self._owns_stdin = terminal is None
+        self._owned = owned
+        self._on_end = on_end
 
     async def follow(self, channels: Channels) -> None:
         """Return when the client is gone."""
@@ -197,6 +200,7 @@ class _Input:
                         self.close()  # the process does not read any more
                 if message.fin:
                     self.close()
+                    self._on_end()
 
     def _resize(self, data: bytes) -> None:
         if self._terminal is None:
@@ -210,7 +214,7 @@ class _Input:
 
     def close(self) -> None:
         """End the process's input."""
-        if self._stdin >= 0 and self._owns_stdin:
+        if self._stdin >= 0 and self._owned:
             os.close(self._stdin)
         self._stdin = -1
 
@@ -238,7 +242,9 @@ async def run_attach(channels: Channels, runner: ContainerRunner) -> None:
     try:
         async with Tasks("attach") as tasks:
             stdin = os.dup(runner.stdin) if runner.stdin is not None else -1
-            source = _Input(stdin, process.terminal)
+            once = bool(runner.container.get("stdinOnce")) and process.terminal is None
+            on_end = runner.close_stdin if once else lambda: None
+            source = _Input(stdin, process.terminal, True, on_end)
             client = tasks.spawn("input", lambda: source.follow(channels))
             tasks.spawn("output", show)
             waiting: list[asyncio.Future[Any]] = [process.exited, client]
@@ -247,8 +253,7 @@ async def run_attach(channels: Channels, runner: ContainerRunner) -> None:
                 await asyncio.wait_for(queue.join(), _DRAIN_S)
             except TimeoutError:
                 pass  # the viewer is gone, or too slow for what is left
-            if stdin >= 0:
-                os.close(stdin)
+            source.close()
             if process.exited.done():
                 await channels.write("error", exit_status(process.exited.result()))
     finally:
