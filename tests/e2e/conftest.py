@@ -90,18 +90,22 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
             shell("meltemi local reset --yes", timeout=60, check=False)
 
 
-def wait_for(what: str, probe: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """Poll until ``probe`` returns something true; the last thing it saw is in the failure."""
+def wait_for(
+    what: str,
+    probe: Callable[[], Any],
+    timeout: float = 60.0,
+    accept: Callable[[Any], object] = bool,
+) -> Any:
+    """Poll until ``probe`` returns something acceptable; the last thing it saw is in the failure."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             found = probe()
-        except (OSError, AssertionError, urllib.error.URLError) as error:
-            found, last = None, repr(error)
-        else:
             last = repr(found)
-        if found:
-            return found
+            if accept(found):
+                return found
+        except (OSError, AssertionError) as error:
+            last = repr(error)
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {timeout:.0f} s; last: {last}")
         time.sleep(0.1)
@@ -123,26 +127,37 @@ class Ingress:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def whole(self) -> bool:
+        """Whether the page comes with details and reviews."""
+        status, body = self.get("/productpage")
+        return status == 200 and "currently unavailable" not in body
+
     def reviews(self, **headers: str) -> str:
         """Version of reviews that served one product page: ``v1``, ``v2``, ``v3`` or ``error``."""
-        _, body = self.get("/productpage", **headers)
+        _, body = self.get("/productpage", 20, **headers)
         found = re.search(r"Reviews served by <code>reviews-(v\d)", body)
         return found[1] if found else "error"
 
     def login(self, user: str) -> str:
         """The cookie of a signed-in user."""
+        answer = self._without_redirect("/login", f"username={user}&passwd=x".encode(), {})
+        return str(answer.headers["Set-Cookie"]).split(";")[0]
 
+    def location(self, path: str, **headers: str) -> tuple[int, str | None]:
+        """Status, and where the answer sends the visitor to."""
+        answer = self._without_redirect(path, None, headers)
+        return answer.status, answer.headers["Location"]
+
+    def _without_redirect(self, path: str, data: bytes | None, headers: dict[str, str]) -> Any:
         class Keep(urllib.request.HTTPRedirectHandler):
             def redirect_request(self, *_: Any) -> None:
                 return None
 
-        opener = urllib.request.build_opener(Keep)
-        data = f"username={user}&passwd=x".encode()
+        request = urllib.request.Request(self.base + path, data=data, headers=headers)
         try:
-            answer: Any = opener.open(f"{self.base}/login", data=data, timeout=20)
+            return urllib.request.build_opener(Keep).open(request, timeout=20)
         except urllib.error.HTTPError as error:
-            answer = error
-        return str(answer.headers["Set-Cookie"]).split(";")[0]
+            return error
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +185,18 @@ def ingress(mesh: Shell) -> Ingress:
     return found
 
 
+FETCH = """
+import urllib.request, urllib.error
+try:
+    with urllib.request.urlopen({url!r}, timeout=20) as answer:
+        print(answer.status, answer.read().decode())
+except urllib.error.HTTPError as error:
+    print(error.code, error.read().decode())
+except OSError as error:
+    print(0, error)
+"""
+
+
 class Workload:
     """The pods of one Deployment, found anew on each question: pods come and go."""
 
@@ -195,6 +222,14 @@ class Workload:
             check=False,
         )
 
+    def fetch(self, container: str, url: str) -> str:
+        """``STATUS BODY`` as a program in the first pod sees a URL; ``0`` and the reason without an answer."""
+        return self.exec(container, "python3 -", stdin=FETCH.format(url=url))
+
+    def envoy(self, path: str) -> str:
+        """A page of the first pod's Envoy."""
+        return self.exec("istio-proxy", f"pilot-agent request GET {path}")
+
     def requests(self, **labels: str) -> float:
         """``istio_requests_total`` with these labels, over all pods, from their merged metrics."""
         total = 0.0
@@ -208,6 +243,28 @@ class Workload:
                     if labels.items() <= found.items():
                         total += float(line.rsplit(" ", 1)[1])
         return total
+
+
+OUTSIDER = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: outside}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: outside, labels: {app: client}}
+spec:
+  containers:
+    - {name: client, image: "python:3", command: [sleep, infinity]}
+"""
+
+
+@pytest.fixture(scope="session")
+def outsider(mesh: Shell) -> Workload:
+    """A pod without a sidecar, in a namespace that the mesh does not touch."""
+    mesh("kubectl apply -f -", stdin=OUTSIDER)
+    mesh("kubectl wait -n outside pod/client --for=condition=Ready --timeout=60s")
+    return Workload(mesh, "client", "outside")
 
 
 def steadily(probe: Callable[[], bool], times: int = 10) -> Callable[[], bool]:

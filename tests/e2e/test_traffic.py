@@ -163,9 +163,7 @@ def test_outlier_detection_ejects_a_failing_pod(
     reviews = Workload(mesh, "reviews,version=v3")
 
     def clusters() -> dict[str, dict[str, object]]:
-        found = json.loads(
-            reviews.exec("istio-proxy", "curl -s localhost:15000/clusters?format=json")
-        )
+        found = json.loads(reviews.envoy("clusters?format=json"))
         return {
             host["hostname" if "hostname" in host else "address"]["socket_address"][
                 "address"
