@@ -342,7 +342,8 @@ def _listener(
     if chosen is None:
         if made.name in ("virtualOutbound", "virtualInbound"):
             return None
-        made.bind_to_port.value = False
+        if not made.address.HasField("pipe"):
+            made.bind_to_port.value = False
     else:
         made.bind_to_port.value = True
         (address, port), *more = chosen

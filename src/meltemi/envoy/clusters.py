@@ -270,6 +270,8 @@ def build_cluster(cluster: Cluster) -> Any:
     if cluster.original_dst_header:
         made.original_dst_lb_config.use_http_header = True
         made.original_dst_lb_config.http_header_name = cluster.original_dst_header
+    if cluster.original_dst_port:
+        made.original_dst_lb_config.upstream_port_override.value = cluster.original_dst_port
     made.circuit_breakers.CopyFrom(_thresholds(cluster.thresholds))
     _balancing(made, cluster.balancer)
     if cluster.outlier is not None:

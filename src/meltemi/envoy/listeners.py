@@ -56,7 +56,9 @@ def ads() -> Any:
 
 
 def socket_address(address: str, port: int) -> Any:
-    """A TCP address."""
+    """A TCP address, or the Unix socket of ``unix:///path``."""
+    if address.startswith("unix://"):
+        return address_pb2.Address(pipe=address_pb2.Pipe(path=address.removeprefix("unix://")))
     return address_pb2.Address(
         socket_address=address_pb2.SocketAddress(address=address, port_value=port)
     )

@@ -150,6 +150,7 @@ class Cluster:
     tcp_idle_timeout_s: float | None = None
     proxy_protocol: int = 0  # 1 or 2: send a PROXY header
     original_dst_header: str = ""
+    original_dst_port: int = 0  # instead of the port that was called
     service: tuple[str, str, str] | None = None
     rule: str = ""  # API path of the DestinationRule that shaped it
     external: bool = False

@@ -19,11 +19,10 @@ from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
     INBOUND_PASSTHROUGH_CLUSTER,
     PASSTHROUGH_CLUSTER,
-    inbound_cluster,
     outbound_cluster,
 )
 from meltemi.model.service import Port, Protocol, Resolution, Service
-from meltemi.push.classes import ServiceTarget, selector
+from meltemi.push.classes import selector
 from meltemi.translate import cluster_policy as tuning
 from meltemi.translate.build import Build
 from meltemi.translate.mtls import plaintext_workloads
@@ -211,41 +210,6 @@ def outbound_clusters(build: Build) -> tuple[list[Cluster], list[EndpointNeed]]:
                     subset = variant[0] if variant is not None else None
                     needs.append(_need(build, service, port, rule, subset))
     return clusters, needs
-
-
-def inbound_service_cluster(build: Build, target: ServiceTarget) -> Cluster:
-    """The way from the proxy to its own workload."""
-    origins: Origins = ()
-    service = build.scope.by_host.get(target.hostname)
-    if service is not None:
-        origins = (service.origin,)
-    version = HttpVersion.NONE
-    if target.protocol.is_http2:
-        version = HttpVersion.HTTP2
-    elif target.protocol.is_unknown:
-        version = HttpVersion.DOWNSTREAM
-    if build.context.mesh.inbound_traffic_policy.mode == "LOCALHOST":
-        return Cluster(
-            name=inbound_cluster(target.target_port),
-            type=ClusterType.STATIC,
-            endpoints=(StaticEndpoint("127.0.0.1", target.target_port),),
-            http=HttpOptions(version=version),
-            balancer=Balancer(policy=Balancing.ROUND_ROBIN),
-            connect_timeout_s=build.context.mesh.connect_timeout,
-            service=(target.hostname, target.service_name, target.namespace),
-            origins=origins,
-        )
-    return Cluster(
-        name=inbound_cluster(target.target_port),
-        type=ClusterType.ORIGINAL_DST,
-        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
-        connect_timeout_s=build.context.mesh.connect_timeout,
-        http=HttpOptions(version=version),
-        bind_address=INBOUND_BIND,
-        socket_mark=build.proxy.mark,
-        service=(target.hostname, target.service_name, target.namespace),
-        origins=origins,
-    )
 
 
 def fixed_clusters(build: Build) -> list[Cluster]:

@@ -11,7 +11,7 @@ from meltemi.translate.clusters import fixed_clusters, outbound_clusters
 from meltemi.translate.envoy_filters import patches_for
 from meltemi.translate.gateway_secrets import gateway_secrets
 from meltemi.translate.gateways import gateway_listeners
-from meltemi.translate.inbound import virtual_inbound
+from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.outbound import outbound_listeners
 from meltemi.translate.scope import build_scope
 
@@ -31,8 +31,8 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         secrets = gateway_secrets(build)
     else:
         listeners, routes = outbound_listeners(build)
-        inbound, own = virtual_inbound(build)
-        listeners.append(inbound)
+        inbound, own = inbound_listeners(build)
+        listeners += inbound
         clusters += own
         secrets = ()
     made = ProxyIR(

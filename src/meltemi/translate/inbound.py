@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from meltemi.ir.cluster import Cluster
 from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, NetworkFilter
 from meltemi.ir.route import Forward, Route, RouteConfig, VirtualHost, WeightedCluster
@@ -16,8 +18,9 @@ from meltemi.model.names import (
 from meltemi.model.service import Protocol
 from meltemi.push.classes import ServiceTarget
 from meltemi.translate.build import Build
-from meltemi.translate.clusters import inbound_service_cluster
 from meltemi.translate.http_match import MATCH_ALL
+from meltemi.translate.inbound_clusters import inbound_service_cluster
+from meltemi.translate.inbound_ports import InboundPort, inbound_ports
 from meltemi.translate.mtls import Mode, PeerPolicy, peer_policy
 from meltemi.translate.network_filters import inbound_manager, server_tcp
 from meltemi.translate.outbound import PLAINTEXT_HTTP, WILDCARD
@@ -163,12 +166,7 @@ def _port_chains(port: _Port, protocol: Protocol, mode: Mode) -> list[FilterChai
     return _tcp_chains(port, mode)
 
 
-def _service_origins(build: Build, target: ServiceTarget, policy: PeerPolicy) -> Origins:
-    service = build.scope.by_host.get(target.hostname)
-    return (*((service.origin,) if service is not None else ()), *policy.origins)
-
-
-def _catch_all(build: Build, policy: PeerPolicy) -> list[FilterChain]:
+def _catch_all(build: Build, policy: PeerPolicy, served: frozenset[int]) -> list[FilterChain]:
     """Ports that no service names, and those of them that have a mode of their own."""
     passthrough = INBOUND_PASSTHROUGH_CLUSTER
     mesh = build.context.mesh
@@ -179,7 +177,6 @@ def _catch_all(build: Build, policy: PeerPolicy) -> list[FilterChain]:
             filters=server_tcp(build, "InboundBlackHole", BLACKHOLE_CLUSTER, mtls=False),
         )
     ]
-    served = {target.target_port for target in build.proxy.targets}
     for number, mode in policy.ports:
         if number not in served:
             port = _Port(build, number, passthrough, f":{number}/*", policy.origins)
@@ -188,7 +185,9 @@ def _catch_all(build: Build, policy: PeerPolicy) -> list[FilterChain]:
     return found + _sniffed_chains(rest, policy.default)
 
 
-def _inspection(build: Build, policy: PeerPolicy, targets: list[ServiceTarget]) -> Inspection:
+def _inspection(
+    build: Build, policy: PeerPolicy, targets: list[ServiceTarget], *, captured: bool = True
+) -> Inspection:
     """Ports whose protocol is declared need no guess, and must not wait for one (server-first protocols)."""
     declared = sorted(t.target_port for t in targets if not t.protocol.is_unknown)
     plain = sorted(
@@ -197,7 +196,7 @@ def _inspection(build: Build, policy: PeerPolicy, targets: list[ServiceTarget]) 
         if policy.at(t.target_port) == "DISABLE" and not t.protocol.is_unknown
     )
     return Inspection(
-        original_dst=True,
+        original_dst=captured,
         tls=True,
         tls_skip_ports=tuple(dict.fromkeys(plain)),
         http=True,
@@ -206,30 +205,70 @@ def _inspection(build: Build, policy: PeerPolicy, targets: list[ServiceTarget]) 
     )
 
 
-def virtual_inbound(build: Build) -> tuple[Listener, list[Cluster]]:
-    """The inbound listener and the clusters it names. Of two services on one port the older's protocol holds."""
+def _chains(build: Build, port: InboundPort, policy: PeerPolicy) -> list[FilterChain]:
+    """The chains of one port, by the mode that its policy asks for."""
+    target = port.target
+    made = _Port(
+        build,
+        port.number,
+        inbound_cluster(port.number),
+        f"{target.hostname}:{target.port}/*" if target.hostname else f":{port.number}/*",
+        (*port.origins, *policy.origins),
+    )
+    chains = _port_chains(made, target.protocol, policy.at(port.number))
+    if port.tls is not None:
+        chains = [
+            replace(
+                chain,
+                tls=port.tls,
+                match=replace(chain.match, transport_protocol="tls", application_protocols=()),
+            )
+            for chain in chains[:1]
+        ]
+    if not port.captured:
+        # A listener of its own has no other port to tell apart.
+        chains = [
+            replace(chain, match=replace(chain.match, destination_port=0)) for chain in chains
+        ]
+    return chains
+
+
+def _own_listener(build: Build, port: InboundPort, policy: PeerPolicy) -> Listener:
+    """An inbound port that clients connect to directly, without capture."""
+    bind = port.bind or WILDCARD
+    return Listener(
+        name=f"{bind}_{port.number}",
+        address=bind,
+        port=port.number,
+        chains=tuple(_chains(build, port, policy)),
+        direction="INBOUND",
+        bind_to_port=True,
+        inspection=_inspection(build, policy, [port.target], captured=False),
+        origins=port.origins,
+    )
+
+
+def inbound_listeners(build: Build) -> tuple[list[Listener], list[Cluster]]:
+    """The inbound listeners and the clusters they name: virtualInbound, and one per port that is not captured."""
     policy = peer_policy(build.context, build.proxy)
-    targets: dict[int, ServiceTarget] = {}
-    for target in build.proxy.targets:
-        known = targets.setdefault(target.target_port, target)
-        if known.protocol is not target.protocol:
-            service = build.scope.by_host.get(target.hostname)
-            if service is not None:
-                build.report(
-                    "MLT0102",
-                    f"{target.hostname} and {known.hostname} give port {target.target_port} different "
-                    f"protocols ({target.protocol.value}, {known.protocol.value}); the older holds",
-                    service.origin,
-                    "name the ports of both Services for the same protocol",
-                )
-    chains = _catch_all(build, policy)
-    clusters = []
-    for number, target in sorted(targets.items()):
-        decorator = f"{target.hostname}:{target.port}/*"
-        origins = _service_origins(build, target, policy)
-        port = _Port(build, number, inbound_cluster(number), decorator, origins)
-        chains += _port_chains(port, target.protocol, policy.at(number))
-        clusters.append(inbound_service_cluster(build, target))
+    ports = inbound_ports(build, policy)
+    captured = [port for port in ports if port.captured]
+    listeners = [_own_listener(build, port, policy) for port in ports if not port.captured]
+    clusters = [
+        inbound_service_cluster(
+            build,
+            port.target,
+            port.listener,
+            captured=port.captured,
+            origins=port.origins,
+        )
+        for port in ports
+    ]
+    if build.proxy.interception == "NONE":
+        return listeners, clusters
+    chains = _catch_all(build, policy, frozenset(port.number for port in captured))
+    for port in captured:
+        chains += _chains(build, port, policy)
     mesh = build.context.mesh
     listener = Listener(
         name=VIRTUAL_INBOUND,
@@ -238,8 +277,8 @@ def virtual_inbound(build: Build) -> tuple[Listener, list[Cluster]]:
         chains=tuple(chains),
         direction="INBOUND",
         bind_to_port=True,
-        inspection=_inspection(build, policy, list(targets.values())),
+        inspection=_inspection(build, policy, [port.target for port in captured]),
         access_logs=() if mesh.disable_envoy_listener_log else file_logs(mesh, "no_route"),
         origins=policy.origins,
     )
-    return listener, clusters
+    return [listener, *listeners], clusters

@@ -21,6 +21,7 @@ from meltemi.model.names import (
 from meltemi.model.service import Port, Protocol, Service
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
+from meltemi.translate.egress import View, egress_views
 from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, outbound_manager
 from meltemi.translate.scope import MESH_GATEWAY
@@ -118,26 +119,31 @@ def _add_chains(
             )
 
 
-def _gather(build: Build) -> _Ports:
+def _gather(view: View) -> _Ports:
     ports = _Ports()
-    for service in build.scope.services:
+    for service in view.build.scope.services:
         for port in service.ports:
-            if port.protocol is Protocol.UDP or not port.number:
-                continue
-            if port.protocol.is_http:
-                ports.http.setdefault(port.number, []).append(service)
-                continue
-            for bind, pod in _binds(build, service):
-                key = (bind, port.number)
-                if port.protocol.is_unknown and bind == WILDCARD:
-                    ports.http.setdefault(port.number, []).append(service)
-                    continue
-                if port.protocol.is_unknown and key not in ports.chains:
-                    ports.sniffed.setdefault(key, (service, port))
-                if pod:
-                    ports.pods[key] = pod
-                _add_chains(build, ports, key, service, _tcp_chains(build, service, port, bind))
+            if port.protocol is not Protocol.UDP and port.number and port.number not in view.taken:
+                _gather_port(view, ports, service, port)
     return ports
+
+
+def _gather_port(view: View, ports: _Ports, service: Service, port: Port) -> None:
+    build = view.build
+    number = view.port or (0 if view.address.startswith("unix://") else port.number)
+    if port.protocol.is_http:
+        ports.http.setdefault(number, []).append(service)
+        return
+    for bind, pod in [(WILDCARD, "")] if view.address else _binds(build, service):
+        key = (view.address or bind, number)
+        if port.protocol.is_unknown and bind == WILDCARD:
+            ports.http.setdefault(number, []).append(service)
+            continue
+        if port.protocol.is_unknown and key not in ports.chains:
+            ports.sniffed.setdefault(key, (service, port))
+        if pod:
+            ports.pods[key] = pod
+        _add_chains(build, ports, key, service, _tcp_chains(build, service, port, bind))
 
 
 def fallback_cluster(build: Build) -> str:
@@ -191,12 +197,13 @@ def _http_chain(build: Build, prefix: str, rds: str, origins: Origins) -> Filter
     )
 
 
-def _http_listener(build: Build, number: int, services: list[Service], ports: _Ports) -> Listener:
+def _http_listener(view: View, number: int, services: list[Service], ports: _Ports) -> Listener:
     """``0.0.0.0_9080``: HTTP by route table, everything else as if there were no such listener."""
-    name = f"{WILDCARD}_{number}"
+    build = view.build
+    address = view.address or WILDCARD
+    name = f"{address}_{number}"
     origins = tuple(service.origin for service in services)
-    key = (WILDCARD, number)
-    extra = tuple(c for c in ports.chains.pop(key, ()) if c.match != ChainMatch())
+    extra = tuple(c for c in ports.chains.pop((address, number), ()) if c.match != ChainMatch())
     sniffed_only = [s for s in services if (p := s.port(number)) and p.protocol.is_unknown]
     default = _fallback_chain(build, "PassthroughFilterChain")
     if len(sniffed_only) == len(services) == 1:
@@ -205,10 +212,11 @@ def _http_listener(build: Build, number: int, services: list[Service], ports: _P
             default = service_chain(build, services[0], port, ChainMatch())
     return Listener(
         name=name,
-        address=WILDCARD,
+        address=address,
         port=number,
-        chains=(_http_chain(build, name, str(number), origins), *extra),
+        chains=(_http_chain(build, name, view.table(number), origins), *extra),
         default_chain=default,
+        bind_to_port=view.bound,
         inspection=Inspection(
             tls=True, http=True, timeout_s=build.context.mesh.protocol_detection_timeout
         ),
@@ -217,9 +225,10 @@ def _http_listener(build: Build, number: int, services: list[Service], ports: _P
 
 
 def _address_listener(
-    build: Build, key: tuple[str, int], chains: list[FilterChain], ports: _Ports
+    view: View, key: tuple[str, int], chains: list[FilterChain], ports: _Ports
 ) -> Listener:
     """``10.0.0.1_3306``: TCP or TLS to one address, with HTTP in front when the protocol is unknown."""
+    build = view.build
     bind, number = key
     name = f"{bind}_{number}"
     sniffed = ports.sniffed.get(key)
@@ -244,6 +253,7 @@ def _address_listener(
         port=number,
         chains=tuple(specific),
         default_chain=default,
+        bind_to_port=view.bound,
         inspection=inspection,
         pod_only=ports.pods.get(key, ""),
         origins=(ports.owners[key].origin,),
@@ -252,14 +262,19 @@ def _address_listener(
 
 def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
     """All outbound listeners and the route tables they name."""
-    ports = _gather(build)
-    listeners = [virtual_outbound(build)]
-    routes = []
-    for number, services in sorted(ports.http.items()):
-        listeners.append(_http_listener(build, number, services, ports))
-        routes.append(port_route_config(build, number))
-    for key, chains in sorted(ports.chains.items()):
-        listeners.append(_address_listener(build, key, chains, ports))
-    for service, port in ports.sniffed.values():
-        routes.append(service_route_config(build, service, port))
-    return listeners, list({config.name: config for config in routes}.values())
+    listeners = [] if build.proxy.interception == "NONE" else [virtual_outbound(build)]
+    routes: list[RouteConfig] = []
+    for view in egress_views(build):
+        ports = _gather(view)
+        for number, services in sorted(ports.http.items()):
+            listeners.append(_http_listener(view, number, services, ports))
+            routes.append(port_route_config(view.build, number, view.table(number)))
+        for key, chains in sorted(ports.chains.items()):
+            listeners.append(_address_listener(view, key, chains, ports))
+        for service, port in ports.sniffed.values():
+            routes.append(service_route_config(view.build, service, port))
+    unique = {listener.name: listener for listener in reversed(listeners)}
+    return (
+        list(reversed(unique.values())),
+        list({config.name: config for config in routes}.values()),
+    )

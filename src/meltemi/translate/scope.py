@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from meltemi.model.config import Config
 from meltemi.model.names import resolve_short_name
 from meltemi.model.service import Service
-from meltemi.model.topology import OutboundTrafficPolicy, Sidecar
+from meltemi.model.topology import IstioEgressListener, OutboundTrafficPolicy, Sidecar
 from meltemi.model.traffic import VirtualService
 from meltemi.push.classes import ProxyClass
 from meltemi.push.context import PushContext
@@ -92,13 +92,21 @@ def _egress_patterns(sidecar: Config[Sidecar]) -> list[tuple[str, str]] | None:
     """(namespace, host) patterns of a Sidecar's egress; None when it does not restrict."""
     if not sidecar.spec.egress:
         return None
+    return [
+        pattern for listener in sidecar.spec.egress for pattern in _host_patterns(sidecar, listener)
+    ]
+
+
+def _host_patterns(
+    sidecar: Config[Sidecar], listener: IstioEgressListener
+) -> list[tuple[str, str]]:
+    """(namespace, host) patterns of one egress listener."""
     found = []
-    for listener in sidecar.spec.egress:
-        for entry in listener.hosts:
-            namespace, _, host = entry.rpartition("/")
-            if namespace == ".":
-                namespace = sidecar.meta.namespace
-            found.append((namespace or "*", host))
+    for entry in listener.hosts:
+        namespace, _, host = entry.rpartition("/")
+        if namespace == ".":
+            namespace = sidecar.meta.namespace
+        found.append((namespace or "*", host))
     return found
 
 
@@ -140,6 +148,32 @@ def build_scope(context: PushContext, proxy: ProxyClass) -> Scope:
         return known
     sidecar = _sidecar(context, proxy)
     patterns = _egress_patterns(sidecar) if sidecar is not None else None
+    made = _assemble(context, proxy, sidecar, patterns)
+    context.memo[memo] = made
+    return made
+
+
+def egress_scope(context: PushContext, proxy: ProxyClass, index: int) -> Scope:
+    """What one egress listener of the proxy's Sidecar sees, remembered in the context."""
+    memo = ("egress", proxy.namespace, proxy.sidecar, index)
+    known = context.memo.get(memo)
+    if isinstance(known, Scope):
+        return known
+    sidecar = _sidecar(context, proxy)
+    patterns = None
+    if sidecar is not None:
+        patterns = _host_patterns(sidecar, sidecar.spec.egress[index])
+    made = _assemble(context, proxy, sidecar, patterns)
+    context.memo[memo] = made
+    return made
+
+
+def _assemble(
+    context: PushContext,
+    proxy: ProxyClass,
+    sidecar: Config[Sidecar] | None,
+    patterns: list[tuple[str, str]] | None,
+) -> Scope:
     rules = _rules(context, proxy, patterns)
     wanted = _destinations(rules, proxy.dns_domain) if patterns is not None else set()
     by_host = {
@@ -161,7 +195,7 @@ def build_scope(context: PushContext, proxy: ProxyClass) -> Scope:
     outbound = context.mesh.outbound_traffic_policy
     if sidecar is not None and sidecar.spec.outbound_traffic_policy is not None:
         outbound = sidecar.spec.outbound_traffic_policy
-    made = Scope(
+    return Scope(
         services=tuple(by_host.values()),
         by_host=by_host,
         virtual_services=tuple(rules),
@@ -170,8 +204,6 @@ def build_scope(context: PushContext, proxy: ProxyClass) -> Scope:
         exact=exact,
         wildcards=tuple(sorted(wildcards, key=lambda entry: specificity(entry[0]))),
     )
-    context.memo[memo] = made
-    return made
 
 
 def _destinations(rules: list[Config[VirtualService]], domain: str) -> set[str]:

@@ -179,18 +179,23 @@ def is_routable(port: Port) -> bool:
     return port.protocol.is_http or port.protocol.is_unknown
 
 
-def port_route_config(build: Build, listen_port: int) -> RouteConfig:
-    """The table of all services with an HTTP (or sniffed) port of this number."""
+def port_route_config(build: Build, listen_port: int, name: str = "") -> RouteConfig:
+    """The table of all services with an HTTP (or sniffed) port of this number.
+
+    On a Unix socket, or the port of an HTTP proxy, each service in scope has the one port that it shows there.
+    """
     hosts = []
     for service in build.scope.services:
         port = service.port(listen_port)
+        if port is None and name not in ("", str(listen_port)):
+            port = next(iter(service.ports), None)
         if port is not None and port.protocol is not Protocol.UDP and is_routable(port):
             hosts.append(service_virtual_host(build, service, port, listen_port))
     # A rule's own wildcard host may cover services; exact domains win in Envoy whatever the order.
     hosts += _ruled_hosts(build, listen_port)
     kept = (*_unique(hosts), fallthrough(build))
     return RouteConfig(
-        name=str(listen_port),
+        name=name or str(listen_port),
         virtual_hosts=kept,
         ignore_port_in_host=True,
         max_direct_response_bytes=largest_body(kept),
