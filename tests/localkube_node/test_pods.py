@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 
@@ -254,6 +255,31 @@ async def scenario_grace(directory: Path) -> None:
 
 def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     here("scenario_grace", tmp_path)
+
+
+async def scenario_child(directory: Path) -> None:
+    async with node(directory) as (api, agent):
+        # The first process stops its child by itself, and tells how the child ended.
+        parent = shell(
+            "sh -c 'trap \"echo child got TERM; exit 3\" TERM; while :; do sleep 0.05; done' & child=$!;"
+            "trap 'sleep 0.3; kill -USR1 $child; wait $child; echo child ended with $?; exit 0' TERM;"
+            "echo up; while :; do sleep 0.05; done"
+        )
+        api.put(PODS, pod("parent", parent))
+        await api.until(lambda: "up" in log_text(agent, "parent"))
+        worker = agent.find("default", "parent")
+        assert worker is not None
+        runner = worker.runners["main"]
+        await api.delete(PODS, "parent", "default", grace_period_seconds=10)
+        await api.until(lambda: "child ended" in log_text(agent, "parent"))
+        assert f"child ended with {128 + signal.SIGUSR1}" in log_text(agent, "parent")
+        await api.until(lambda: api.find(PODS, "parent") is None)
+        assert runner.process is not None
+        assert runner.process.exited.result() == 0
+
+
+def test_the_request_to_stop_goes_to_the_first_process_alone(tmp_path: Path) -> None:
+    here("scenario_child", tmp_path)
 
 
 async def scenario_forced(directory: Path) -> None:

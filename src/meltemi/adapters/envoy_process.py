@@ -60,10 +60,13 @@ async def spawn_envoy(
 ) -> asyncio.subprocess.Process:
     """Start Envoy; its output goes where ours goes.
 
+    It is in a process group of its own: a signal for the agent's group (Ctrl-C in a terminal, a process manager)
+    must not end it before the agent has drained it.
+
     :raises OSError: when the binary cannot be executed.
     """
     return await asyncio.create_subprocess_exec(
-        binary, *arguments, env=dict(environment), preexec_fn=_die_with_parent
+        binary, *arguments, env=dict(environment), preexec_fn=_die_with_parent, process_group=0
     )
 
 

@@ -64,10 +64,14 @@ class Process:
     terminal: int | None = None  # master side; the owner of the Process closes it
 
     def send_signal(self, number: int) -> None:
-        """Signal the process and its process group; an ended one is left alone."""
+        """Signal the process, and with SIGKILL its process group too; an ended one is left alone.
+
+        As container runtimes do: a request to stop goes to the first process alone, which stops its own
+        children in the order that suits them (a proxy's agent drains before it stops the proxy).
+        """
         if self.exited.done():
             return
-        for kill in (os.killpg, os.kill):
+        for kill in (os.killpg, os.kill) if number == signal.SIGKILL else (os.kill,):
             try:
                 kill(self.pid, number)
             except (ProcessLookupError, PermissionError):
