@@ -34,7 +34,7 @@ async def served(directory: Path) -> AsyncIterator[tuple[Any, Any, aiohttp.Clien
     tls = ServingTls(pki.node.cert, pki.node.key, pki.ca.cert)
     async with node(directory) as (api, agent):
         server = KubeletServer(agent, tls)
-        await server.start("172.30.0.1", 10250)
+        await server.start(("172.30.0.1", 10250))
         connector = aiohttp.TCPConnector(ssl=kubelet_client_context(pki))
         async with aiohttp.ClientSession(BASE, connector=connector) as session:
             yield api, agent, session, pki

@@ -22,13 +22,13 @@ from localkube.client.resources import SERVICES
 from localkube.kit.hostsockets import HostSockets
 from localkube.kit.tasks import Tasks
 from localkube.node.events import EventRecorder
+from localkube.node.relay import Downstream, Upstream
 
 ANNOTATION: Final = "localkube/forwarded-ports"
 _HIGH_PORTS: Final = 8000  # 80 -> 8080, 443 -> 8443
 _SEARCHED: Final = 200
 _CONNECT_S: Final = 5.0
 _RETRY_S: Final = 30.0
-_CHUNK: Final = 1 << 16
 
 _WHY: Final[Mapping[int, tuple[str, str]]] = {
     errno.EACCES: (
@@ -125,7 +125,7 @@ class Forwarder:
         # Each connection reads the target anew, so a changed ClusterIP needs no new listener.
         key = (address, port)
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Downstream(self, key), sock=sock
+            lambda: Downstream(lambda downstream: self._connect_later(downstream, key)), sock=sock
         )
         self._listeners[key] = Listener(address, port, opened, server, target, error, message)
 
@@ -162,19 +162,17 @@ class Forwarder:
 
     # -- relaying ----------------------------------------------------------------------------
 
-    def target_of(self, key: tuple[str, int]) -> tuple[str, int] | None:
-        """Return where connections to the listener ``key`` go now."""
-        listener = self._listeners.get(key)
-        return listener.target if listener else None
-
-    def connect_later(self, downstream: _Downstream, target: tuple[str, int]) -> None:
+    def _connect_later(self, downstream: Downstream, key: tuple[str, int]) -> None:
         """Connect to the Service in the background and join the two connections."""
 
         async def work() -> None:
-            loop = asyncio.get_running_loop()
+            listener = self._listeners.get(key)
             try:
+                if listener is None:
+                    raise ConnectionRefusedError
                 async with asyncio.timeout(_CONNECT_S):
-                    await loop.create_connection(lambda: _Upstream(downstream), *target)
+                    loop = asyncio.get_running_loop()
+                    await loop.create_connection(lambda: Upstream(downstream), *listener.target)
             except (OSError, TimeoutError):
                 downstream.abort()  # nobody answers behind the Service: as a refused connection
 
@@ -250,115 +248,3 @@ def _forwarded(service: Mapping[str, Any]) -> list[tuple[str, int, str]]:
         for port in spec.get("ports") or []
         if (port.get("protocol") or "TCP") == "TCP"
     ]
-
-
-class _Relay(asyncio.Protocol):
-    """One half of a relayed connection."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.other: _Relay | None = None
-        self.ended = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.write(data)
-
-    def eof_received(self) -> bool:
-        self.ended = True
-        other = self.other
-        if other is None or other.transport is None or other.transport.is_closing():
-            return False
-        if other.transport.can_write_eof():
-            other.transport.write_eof()
-        return not other.ended  # keep our sending half open while the other side still talks
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        other, self.other = self.other, None
-        if other is not None and other.transport is not None:
-            if exc is not None:
-                other.transport.abort()
-            else:
-                other.transport.close()
-
-    def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        other = self.other
-        if other is not None and other.transport is not None and not other.transport.is_closing():
-            other.transport.resume_reading()
-
-
-class _Downstream(_Relay):
-    """The client's side, on the host."""
-
-    def __init__(self, forwarder: Forwarder, key: tuple[str, int]) -> None:
-        super().__init__()
-        self._forwarder = forwarder
-        self._key = key
-        self._early = bytearray()
-
-    def data_received(self, data: bytes) -> None:
-        if self.other is not None:
-            super().data_received(data)
-            return
-        # Nobody to give it to yet. (Pausing in connection_made would be simpler, but Python
-        # before 3.11.4 starts to read after it all the same.)
-        self._early += data
-        if len(self._early) >= _CHUNK and self.transport is not None:
-            self.transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        if self.other is None:
-            self.ended = True
-            return True
-        return super().eof_received()
-
-    def join(self, upstream: _Upstream) -> None:
-        """Give what came so far to the Service's side, and go on."""
-        self.other = upstream
-        assert upstream.transport is not None
-        assert self.transport is not None
-        if self._early:
-            upstream.transport.write(bytes(self._early))
-            self._early.clear()
-        if self.ended:
-            upstream.transport.write_eof()
-        self.transport.resume_reading()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        assert self.transport is not None
-        target = self._forwarder.target_of(self._key)
-        if target is None:
-            self.transport.abort()
-        else:
-            self._forwarder.connect_later(self, target)
-
-    def abort(self) -> None:
-        """Reset the client's connection."""
-        if self.transport is not None:
-            self.transport.abort()
-
-
-class _Upstream(_Relay):
-    """The Service's side, in the node's network."""
-
-    def __init__(self, downstream: _Downstream) -> None:
-        super().__init__()
-        self._downstream = downstream
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        downstream = self._downstream
-        if downstream.transport is None or downstream.transport.is_closing():
-            transport.close()
-            return
-        self.other = downstream
-        downstream.join(self)

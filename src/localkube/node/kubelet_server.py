@@ -7,6 +7,7 @@ that names the API server's kubelet client (or an administrator) gets anything b
 
 from __future__ import annotations
 
+import socket
 import ssl
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,8 +65,8 @@ class KubeletServer:
         self._runner: web.AppRunner | None = None
         self._log = structlog.get_logger("localkube.node.api")
 
-    async def start(self, address: str, port: int) -> None:
-        """Listen. Raises OSError."""
+    async def start(self, where: tuple[str, int] | socket.socket) -> None:
+        """Listen on an address, or on a socket that listens already. Raises OSError."""
         app = web.Application(middlewares=[_authorize])
         app.router.add_get("/healthz", _healthz)
         app.router.add_get("/pods", self._pods)
@@ -78,7 +79,12 @@ class KubeletServer:
         app.router.add_route("*", "/portForward/{namespace}/{pod}", self._port_forward)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, address, port, ssl_context=self._tls.context())
+        tls = self._tls.context()
+        site: web.BaseSite
+        if isinstance(where, tuple):
+            site = web.TCPSite(self._runner, *where, ssl_context=tls)
+        else:
+            site = web.SockSite(self._runner, where, ssl_context=tls)
         await site.start()
 
     async def stop(self) -> None:

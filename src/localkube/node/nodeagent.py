@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -38,6 +38,7 @@ from localkube.node.registration import NodeIdentity, Registration, read_resourc
 from localkube.node.runtime.processes import Runtime
 
 _COALESCE_S: Final = 0.01
+_API_PORT: Final = "default/kubernetes:443/TCP"
 _UNROUTE_S: Final = 0.5
 _TOKENS_EVERY_S: Final = 30.0
 # Everything ends together: nobody is left to whom a longer grace would do good.
@@ -58,27 +59,46 @@ class NodeSettings:
     dns_ip: str = "10.96.0.10"
     domain: str = "cluster.local"
     version: str = "0.1.0"
+    advertised_ip: str = ""
+    """The Node's address, where it is not ``ip``."""
+
+
+class ApiRelay(Protocol):
+    """Where pods reach an API server that is not in the node's network."""
+
+    async def start(self, address: str) -> tuple[str, int]:
+        """Listen on ``address``; return address and port."""
+
+    async def close(self) -> None:
+        """Stop."""
 
 
 class NodeAgent:
     """See the module's docstring. ``start``, then ``stop``; ``failed`` yields a fatal reason."""
 
     def __init__(
-        self, client: ApiClient, settings: NodeSettings, sockets: HostSockets | None
+        self,
+        client: ApiClient,
+        settings: NodeSettings,
+        sockets: HostSockets | None,
+        api_relay: ApiRelay | None = None,
     ) -> None:
         self.client = client
         self.settings = settings
         self.workers: dict[str, PodWorker] = {}
         self.runtime = Runtime()
         self.resources = read_resources(settings.state_dir)
-        self._sockets = sockets
+        self._api_relay = api_relay
+        self._api_backend: tuple[str, int] | None = None
         self._tasks = Tasks("node agent")
         self._log = structlog.get_logger("localkube.node")
         self._events = EventRecorder(client, "localkube-node", settings.name)
         self._network = PodNetwork(settings.ip, settings.service_cidr, settings.dns_ip)
         self._objects = ReferencedObjects(client)
         self._forwarder = Forwarder(client, sockets, self._events)
-        identity = NodeIdentity(settings.name, settings.ip, settings.port, settings.version)
+        identity = NodeIdentity(
+            settings.name, settings.advertised_ip or settings.ip, settings.port, settings.version
+        )
         self._registration = Registration(client, identity, self.resources, settings.pod_cidr)
         self._pods = Informer(client, PODS, field_selector=f"spec.nodeName={settings.name}")
         self._services = Informer(client, SERVICES)
@@ -97,6 +117,8 @@ class NodeAgent:
         await self.runtime.start()
         await self._network.start()
         await self._dns.start(self.settings.dns_ip)
+        if self._api_relay is not None:
+            self._api_backend = await self._api_relay.start(self.settings.ip)
 
     async def start(self) -> None:
         """Register the node; pods start as they are seen."""
@@ -123,6 +145,8 @@ class NodeAgent:
         await self._tasks.close()
         await self._objects.close()
         await self._forwarder.close()
+        if self._api_relay is not None:
+            await self._api_relay.close()
         await self._dns.close()
         await self.runtime.stop()
         await self._network.stop()
@@ -197,8 +221,10 @@ class NodeAgent:
             dns = {name: p for name, p in ports.items() if self._is_dns(p.addresses)}
             for name in dns:
                 del ports[name]  # answered here, not translated
+            if self._api_backend is not None and _API_PORT in ports:
+                ports[_API_PORT] = replace(ports[_API_PORT], backends=(self._api_backend,))
             await self._network.apply_services(ports)
-            self._routed = frozenset(ip for port in ports.values() for ip, _ in port.backends)
+            self._routed = _ready_addresses(slices)
             self._applied.set()
             self._applied = asyncio.Event()
             await self._forwarder.sync(services)
@@ -227,6 +253,17 @@ class NodeAgent:
             await asyncio.sleep(_TOKENS_EVERY_S)
             for worker in list(self.workers.values()):
                 await worker.refresh_tokens()
+
+
+def _ready_addresses(slices: list[dict[str, Any]]) -> frozenset[str]:
+    """Return the pods that new connections go to (not those that only finish old ones)."""
+    return frozenset(
+        address
+        for item in slices
+        for endpoint in item.get("endpoints") or []
+        if (endpoint.get("conditions") or {}).get("ready") is not False
+        for address in endpoint.get("addresses") or []
+    )
 
 
 class _Directories:
