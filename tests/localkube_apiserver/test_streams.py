@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import select
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -39,10 +40,13 @@ def pod(api: ApiProcess, namespace: str, node: NodeDouble) -> str:
     return f"{path}/p"
 
 
+DEADLINE_S = 20
+
+
 def _upgrade(api: ApiProcess, method: str, target: str, headers: str) -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=str(api.pki.ca.cert))
     context.load_cert_chain(api.pki.admin.cert, api.pki.admin.key)
-    plain = socket.create_connection(("127.0.0.1", api.port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", api.port), timeout=DEADLINE_S)
     connection = context.wrap_socket(plain, server_hostname="127.0.0.1")
     head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n"
     connection.sendall(head.encode())
@@ -55,6 +59,27 @@ def _read_until(connection: ssl.SSLSocket, end: bytes) -> bytes:
         more = connection.recv(65536)
         assert more, data
         data += more
+    return data
+
+
+def _exchange(connection: ssl.SSLSocket, out: bytes, end: bytes) -> bytes:
+    """Send and receive at once, from one thread: two must not share a TLS connection."""
+    connection.setblocking(False)
+    left, data = memoryview(out), b""
+    while not data.endswith(end):
+        readable, writable, _ = select.select(
+            [connection], [connection] if left else [], [], DEADLINE_S
+        )
+        assert readable or writable, f"nothing moves after {len(data)} bytes"
+        if writable:
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                left = left[connection.send(left[:65536]) :]
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            more = connection.recv(65536)
+            assert more, f"closed after {len(data)} bytes"
+            data += more
+    connection.setblocking(True)
+    connection.settimeout(DEADLINE_S)
     return data
 
 
@@ -89,10 +114,7 @@ def test_upgrades_pass_bytes_both_ways(
         connection.sendall(b"hello")
         assert _read_until(connection, b"HELLO") == b"HELLO"
         big = b"x" * 3_000_000
-        sender = threading.Thread(target=connection.sendall, args=(big + b"end",))
-        sender.start()
-        assert len(_read_until(connection, b"END")) == len(big) + 3
-        sender.join()
+        assert len(_exchange(connection, big + b"end", b"END")) == len(big) + 3
         connection.sendall(b"bye")
         assert _read_until(connection, b"BYE") == b"BYE"
         assert connection.recv(10) == b"", "the end of one side ends the other"
