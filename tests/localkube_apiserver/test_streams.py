@@ -7,6 +7,7 @@ import http.server
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 
 import pytest
