@@ -7,38 +7,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from envoy_rig import Backend, Envoy, TcpBackend, ask, fetch, free_port, wait_for
-from mesh_world import World, build_world, pod, service
-from pki import make_authority, write_identity
+from envoy_rig import Backend, TcpBackend, ask, fetch, free_port, wait_for
+from live import running
+from mesh_world import build_world, pod, service
 
 pytestmark = pytest.mark.envoy
-
-
-@contextmanager
-def running(
-    folder: Path,
-    world: World,
-    name: str,
-    places: dict[str, list[tuple[str, int]]],
-    environment: dict[str, str] | None = None,
-) -> Iterator[Envoy]:
-    """An Envoy with a proxy's configuration."""
-    envoy = Envoy(folder, places, environment or {})
-    try:
-        write_identity(
-            envoy.certificates, make_authority(), "spiffe://cluster.local/ns/default/sa/x"
-        )
-        envoy.load(world.resources(name), world.endpoints(name))
-        envoy.start()
-        yield envoy
-    finally:
-        envoy.close()
 
 
 @pytest.fixture(scope="module")

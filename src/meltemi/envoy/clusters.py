@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
+from envoy.config.common.matcher.v3 import matcher_pb2 as match_predicate_pb2
 from envoy.config.core.v3 import (
     address_pb2,
     base_pb2,
@@ -14,13 +15,16 @@ from envoy.config.core.v3 import (
     socket_option_pb2,
 )
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import wrappers_pb2
 
 from meltemi.envoy.anys import duration, maybe_duration, pack, struct, uint32
 from meltemi.envoy.endpoints import priority_groups
 from meltemi.envoy.tls import plaintext_socket, upstream_socket, with_proxy_protocol
+from meltemi.envoy.wire import field_bytes
 from meltemi.ir.cluster import (
     Balancer,
     Balancing,
@@ -69,6 +73,10 @@ def _thresholds(limits: Thresholds) -> Any:
             made.retry_budget.budget_percent.value = limits.retry_budget_percent
         if limits.retry_budget_min is not None:
             made.retry_budget.min_retry_concurrency.value = limits.retry_budget_min
+        if limits.retry_budget_interval_s is not None:
+            # Newer than the installed type: ``budget_interval`` is field 3.
+            interval = duration(limits.retry_budget_interval_s).SerializeToString()
+            made.retry_budget.MergeFromString(field_bytes(3, interval))
     return circuit_breaker_pb2.CircuitBreakers(thresholds=[made])
 
 
@@ -81,6 +89,27 @@ def _http2(options: HttpOptions) -> Any:
     if options.h2_keepalive_timeout_s is not None:
         made.connection_keepalive.timeout.CopyFrom(duration(options.h2_keepalive_timeout_s))
     return made
+
+
+def _statuses(codes: tuple[int, ...]) -> Any:
+    """A response matcher for any of these status codes."""
+    rules = [
+        match_predicate_pb2.MatchPredicate(
+            http_response_headers_match=match_predicate_pb2.HttpHeadersMatch(
+                headers=[
+                    route_components_pb2.HeaderMatcher(
+                        name=":status", string_match=string_pb2.StringMatcher(exact=str(code))
+                    )
+                ]
+            )
+        )
+        for code in codes
+    ]
+    if len(rules) == 1:
+        return rules[0]
+    return match_predicate_pb2.MatchPredicate(
+        or_match=match_predicate_pb2.MatchPredicate.MatchSet(rules=rules)
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -101,6 +130,8 @@ def _http_options(options: HttpOptions) -> Any:
     if options.auto_sni:
         made.upstream_http_protocol_options.auto_sni = True
         made.upstream_http_protocol_options.auto_san_validation = options.auto_san
+    if options.error_codes:
+        made.outlier_detection.error_matcher.CopyFrom(_statuses(options.error_codes))
     if options.version is HttpVersion.HTTP2:
         made.explicit_http_config.http2_protocol_options.CopyFrom(_http2(options))
     elif options.version is HttpVersion.DOWNSTREAM:

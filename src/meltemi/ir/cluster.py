@@ -41,6 +41,7 @@ class Thresholds:
     max_retries: int = 2**32 - 1
     retry_budget_percent: float | None = None
     retry_budget_min: int | None = None
+    retry_budget_interval_s: float | None = None
 
 
 @value
@@ -65,6 +66,7 @@ class HttpOptions:
     h2_keepalive_timeout_s: float | None = None
     auto_sni: bool = False  # SNI from the request's host
     auto_san: bool = False  # and the certificate must be for it
+    error_codes: tuple[int, ...] = ()  # statuses that outlier detection counts; empty: 5xx
 
 
 @value
@@ -79,7 +81,6 @@ class Outlier:
     base_ejection_s: float | None = None
     max_ejection_percent: int | None = None
     min_health_percent: int | None = None
-    http_error_codes: tuple[int, ...] = ()
 
 
 class Balancing(enum.Enum):

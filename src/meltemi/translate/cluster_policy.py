@@ -48,6 +48,7 @@ def thresholds(policy: TrafficPolicy) -> Thresholds:
         max_retries=http.max_retries or none.max_retries,
         retry_budget_percent=budget.percent if budget is not None else None,
         retry_budget_min=budget.min_retry_concurrency or None if budget is not None else None,
+        retry_budget_interval_s=budget.budget_interval if budget is not None else None,
     )
 
 
@@ -92,6 +93,9 @@ def http_options(policy: TrafficPolicy, mesh: MeshConfig, port: Port) -> HttpOpt
         max_concurrent_streams=http.max_concurrent_streams or None,
         h2_keepalive_interval_s=pings.interval if pings is not None else None,
         h2_keepalive_timeout_s=pings.timeout if pings is not None else None,
+        error_codes=policy.outlier_detection.outlier_detection_http_error_codes
+        if policy.outlier_detection is not None
+        else (),
     )
 
 
@@ -113,7 +117,6 @@ def outlier(rule: OutlierDetection | None) -> Outlier | None:
         base_ejection_s=rule.base_ejection_time,
         max_ejection_percent=rule.max_ejection_percent or None,
         min_health_percent=rule.min_health_percent or None,
-        http_error_codes=rule.outlier_detection_http_error_codes,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from meltemi.ir.cluster import (
     Balancer,
     Balancing,
@@ -128,7 +130,7 @@ def _outbound(
         http2=http.version is HttpVersion.HTTP2,
     )
     if tls.auto_sni:
-        http = _with_sni(http, tls.auto_san)
+        http = replace(http, auto_sni=True, auto_san=tls.auto_san)
     tcp = pool_of(policy)[0]
     proxy_protocol = {"V1": 1, "V2": 2}
     return Cluster(
@@ -152,20 +154,6 @@ def _outbound(
         rule=rule.path if rule is not None else "",
         external=service.mesh_external,
         origins=_origins(service, rule, subset),
-    )
-
-
-def _with_sni(http: HttpOptions, san: bool) -> HttpOptions:
-    return HttpOptions(
-        version=http.version,
-        max_requests_per_connection=http.max_requests_per_connection,
-        idle_timeout_s=http.idle_timeout_s,
-        max_connection_duration_s=http.max_connection_duration_s,
-        max_concurrent_streams=http.max_concurrent_streams,
-        h2_keepalive_interval_s=http.h2_keepalive_interval_s,
-        h2_keepalive_timeout_s=http.h2_keepalive_timeout_s,
-        auto_sni=True,
-        auto_san=san,
     )
 
 

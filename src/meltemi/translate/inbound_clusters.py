@@ -6,6 +6,8 @@ service's DestinationRule gives to clients: the receiving side must not be narro
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from meltemi.ir.cluster import (
     Balancer,
     Balancing,
@@ -54,15 +56,7 @@ def _http(build: Build, target: ServiceTarget, policy: TrafficPolicy) -> HttpOpt
         version = HttpVersion.DOWNSTREAM if target.protocol.is_unknown else HttpVersion.NONE
     if target.protocol.is_unknown:
         version = HttpVersion.DOWNSTREAM
-    return HttpOptions(
-        version=version,
-        max_requests_per_connection=found.max_requests_per_connection,
-        idle_timeout_s=found.idle_timeout_s,
-        max_connection_duration_s=found.max_connection_duration_s,
-        max_concurrent_streams=found.max_concurrent_streams,
-        h2_keepalive_interval_s=found.h2_keepalive_interval_s,
-        h2_keepalive_timeout_s=found.h2_keepalive_timeout_s,
-    )
+    return replace(found, version=version)
 
 
 def _endpoint(build: Build, text: str, number: int) -> StaticEndpoint | int | None:

@@ -13,6 +13,7 @@ from meltemi.translate.destinations import weighted
 from meltemi.translate.http_match import Place, gateways_apply
 from meltemi.translate.network_filters import client_tcp
 from meltemi.translate.scope import MESH_GATEWAY
+from meltemi.translate.tcp_tuning import route_tuning, service_tuning
 
 _AnyL4 = L4MatchAttributes | TLSMatchAttributes
 _NO_CONDITIONS = L4MatchAttributes()
@@ -42,6 +43,7 @@ def tls_chains(
             if not l4_applies(build, config, match, place) or not rule.route:
                 continue
             clusters = weighted(build, config, rule.route, place.port)
+            tuning = route_tuning(build, config, rule.route, place.port)
             origins = (
                 config.origin(f"spec.tls[{index}].match[{match_index}]"),
                 config.origin(f"spec.tls[{index}]"),
@@ -55,7 +57,7 @@ def tls_chains(
                         server_names=names if len(names) == len(match.sni_hosts) else (),
                         transport_protocol="tls",
                     ),
-                    filters=(client_tcp(build, clusters[0].cluster, clusters, origins),),
+                    filters=(client_tcp(build, clusters[0].cluster, clusters, origins, tuning),),
                     origins=origins,
                 )
             )
@@ -72,6 +74,7 @@ def tcp_chains(
             if not l4_applies(build, config, match, place) or not rule.route:
                 continue
             clusters = weighted(build, config, rule.route, place.port)
+            tuning = route_tuning(build, config, rule.route, place.port)
             origins = (config.origin(f"spec.tcp[{index}]"),)
             source = (match.source_subnet,) if match.source_subnet else ()
             chain = FilterChain(
@@ -79,7 +82,7 @@ def tcp_chains(
                 match=ChainMatch(
                     prefixes=match.destination_subnets or prefixes, source_prefixes=source
                 ),
-                filters=(client_tcp(build, clusters[0].cluster, clusters, origins),),
+                filters=(client_tcp(build, clusters[0].cluster, clusters, origins, tuning),),
                 origins=origins,
             )
             if all(chain.match != other.match for other in found):
@@ -96,6 +99,14 @@ def service_chain(
     return FilterChain(
         name=name,
         match=match,
-        filters=(client_tcp(build, cluster, (WeightedCluster(cluster),), origins),),
+        filters=(
+            client_tcp(
+                build,
+                cluster,
+                (WeightedCluster(cluster),),
+                origins,
+                service_tuning(build, service, port.number),
+            ),
+        ),
         origins=origins,
     )
