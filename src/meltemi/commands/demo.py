@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,14 @@ def _tell(kubeconfig: Path, base: str) -> None:
     console.print()
 
 
+async def _until_interrupted() -> None:
+    """Wait for Ctrl-C or a plain kill: from here on, that is how the demo ends well."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
 async def _demo(check: bool, keep: bool) -> bool:
     cluster = Cluster(os.environ.get("MELTEMI_DEMO_NAME", CLUSTER))
     finished = False
@@ -286,7 +295,7 @@ async def _demo(check: bool, keep: bool) -> bool:
         finished = True
         if not check and not keep:
             console.print("Ctrl-C stops all of it and leaves nothing behind.")
-            await asyncio.Event().wait()
+            await _until_interrupted()
     finally:
         if keep and finished:
             console.print(f"Still running; meltemi local down --name {CLUSTER} stops it.")
@@ -301,8 +310,6 @@ async def _demo(check: bool, keep: bool) -> bool:
 @click.option("--keep", is_flag=True, help="leave everything running")
 def demo(check: bool, keep: bool) -> int:
     """A running mesh with Bookinfo on this machine."""
-    import signal
-
     # A plain `kill` must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return 0 if run(_demo(check, keep)) else 1
