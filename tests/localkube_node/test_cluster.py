@@ -111,7 +111,7 @@ class Cluster:
                 "ports": [{"name": "http", "port": 18080, "targetPort": 80}],
             },
         }
-        text = f"{json.dumps(deployment)}\n---\n{json.dumps(service)}\n"
+        text = f"{json.dumps(deployment)}\n{json.dumps(service)}\n"
         self.kubectl("apply", "-f", "-", text=text)
         self.kubectl("rollout", "status", "deployment/web", f"--timeout={int(LIMIT_S)}s")
 

@@ -270,10 +270,12 @@ async def scenario_child(directory: Path) -> None:
         worker = agent.find("default", "parent")
         assert worker is not None
         runner = worker.runners["main"]
+        assert runner.log is not None
+        printed: list[bytes] = []  # the log file goes with the pod
+        runner.log.listen(lambda _stream, data: printed.append(data))
         await api.delete(PODS, "parent", "default", grace_period_seconds=10)
-        await api.until(lambda: "child ended" in log_text(agent, "parent"))
-        assert f"child ended with {128 + signal.SIGUSR1}" in log_text(agent, "parent")
         await api.until(lambda: api.find(PODS, "parent") is None)
+        assert f"child ended with {128 + signal.SIGUSR1}\n".encode() == b"".join(printed)
         assert runner.process is not None
         assert runner.process.exited.result() == 0
 
