@@ -19,7 +19,11 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 
 from meltemi.envoy.anys import pack
+from meltemi.envoy.jwt import jwt_authn
+from meltemi.envoy.rbac import http_ext_authz, http_rbac
 from meltemi.ir import http_filter as ir
+from meltemi.ir.authorization import ExtAuthz, Rbac
+from meltemi.ir.jwt import JwtAuthn
 from meltemi.model.names import PEER_HEADER_PREFIX, PEER_METADATA
 
 # What a proxy tells the next one about itself: header suffix -> variable of Envoy's environment.
@@ -90,6 +94,9 @@ def _router(_: ir.Router) -> tuple[str, Any]:
 _BUILDERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     ir.SendPeer: _send_peer,
     ir.ReceivePeer: _receive_peer,
+    JwtAuthn: jwt_authn,
+    Rbac: http_rbac,
+    ExtAuthz: http_ext_authz,
     ir.MeshAlpn: _mesh_alpn,
     ir.FaultFilter: _fault,
     ir.CorsFilter: _cors,

@@ -32,10 +32,12 @@ from google.protobuf import any_pb2
 from meltemi.envoy.access_logs import build_access_logs
 from meltemi.envoy.anys import duration, maybe_duration, pack, uint32
 from meltemi.envoy.http_filters import build_http_filter
+from meltemi.envoy.rbac import tcp_ext_authz, tcp_rbac
 from meltemi.envoy.routes import build_route_config
 from meltemi.envoy.tls import downstream_socket
 from meltemi.envoy.wire import field_bytes, field_int
 from meltemi.ir import listener as ir
+from meltemi.ir.authorization import ExtAuthz, Rbac
 from meltemi.ir.telemetry import StandardStats
 from meltemi.model.names import XDS
 
@@ -150,6 +152,9 @@ def build_tcp_proxy(proxy: ir.TcpProxy) -> Any:
         )
     if proxy.tunnel_host:
         made.tunneling_config.hostname = proxy.tunnel_host
+        made.tunneling_config.use_post = proxy.tunnel_post
+    if proxy.max_duration_s is not None:
+        made.max_downstream_connection_duration.CopyFrom(duration(proxy.max_duration_s))
     return made
 
 
@@ -184,6 +189,10 @@ def _network_filter(entry: ir.NetworkFilter) -> Any:
         name, config = "envoy.filters.network.tcp_proxy", build_tcp_proxy(entry)
     elif isinstance(entry, ir.SniCluster):
         name, config = "envoy.filters.network.sni_cluster", sni_cluster_pb2.SniCluster()
+    elif isinstance(entry, Rbac):
+        name, config = tcp_rbac(entry)
+    elif isinstance(entry, ExtAuthz):
+        name, config = tcp_ext_authz(entry)
     else:
         return listener_components_pb2.Filter(
             name="envoy.filters.network.set_filter_state", typed_config=_peer_from_certificate()

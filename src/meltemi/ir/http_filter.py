@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from meltemi.ir.authorization import ExtAuthz, Rbac
+from meltemi.ir.jwt import JwtAuthn
 from meltemi.ir.value import value
 
 
@@ -37,4 +39,14 @@ class Router:
     """The last filter."""
 
 
-HttpFilter = SendPeer | ReceivePeer | MeshAlpn | FaultFilter | CorsFilter | Router
+HttpFilter = (
+    SendPeer
+    | ReceivePeer
+    | JwtAuthn
+    | Rbac
+    | ExtAuthz
+    | MeshAlpn
+    | FaultFilter
+    | CorsFilter
+    | Router
+)

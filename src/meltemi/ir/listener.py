@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meltemi.ir.authorization import ExtAuthz, Rbac
 from meltemi.ir.http_filter import HttpFilter
 from meltemi.ir.route import HashPolicy, RouteConfig, WeightedCluster
 from meltemi.ir.telemetry import AccessLog
@@ -64,7 +65,9 @@ class TcpProxy:
     idle_timeout_s: float | None = None
     after_handshake: bool = False
     hashes: tuple[HashPolicy, ...] = ()
-    tunnel_host: str = ""
+    max_duration_s: float | None = None
+    tunnel_host: str = ""  # host:port that an HTTP proxy (the cluster) is asked to connect to
+    tunnel_post: bool = False  # by POST instead of CONNECT
     origins: Origins = origins_field()
 
 
@@ -78,7 +81,7 @@ class SniCluster:
     """Routes to the cluster that the SNI names (east-west gateways)."""
 
 
-NetworkFilter = HttpManager | TcpProxy | PeerFromCertificate | SniCluster
+NetworkFilter = HttpManager | TcpProxy | PeerFromCertificate | SniCluster | Rbac | ExtAuthz
 
 
 @value

@@ -16,6 +16,7 @@ from meltemi.model.config import Config, Key
 from meltemi.model.destination_rule import LocalityLbSetting
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.proxy import NodeType, Proxy
+from meltemi.model.security import PolicyTargetReference
 from meltemi.model.service import Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
@@ -157,6 +158,7 @@ def _relevant_selectors(context: PushContext, proxy: Proxy) -> set[Labels]:
             for config in members:
                 if config.meta.namespace in own:
                     found |= _own_selector(config.spec)
+                    found |= _target_selectors(config.spec)
     found.discard(())
     return found
 
@@ -165,6 +167,26 @@ def _own_selector(spec: object) -> set[Labels]:
     chosen = getattr(spec, "selector", None) or getattr(spec, "workload_selector", None)
     labels = getattr(chosen, "match_labels", None) or getattr(chosen, "labels", None)
     return {selector(labels)} if labels else set()
+
+
+def gateway_target_labels(target: PolicyTargetReference) -> Mapping[str, str]:
+    """Labels of the proxies that a reference to a Gateway or a GatewayClass of the Gateway API means; empty for others."""
+    if target.group != "gateway.networking.k8s.io":
+        return {}
+    if target.kind == "Gateway":
+        return {"gateway.networking.k8s.io/gateway-name": target.name}
+    if target.kind == "GatewayClass":
+        return {"gateway.networking.k8s.io/gateway-class-name": target.name}
+    return {}
+
+
+def _target_selectors(spec: object) -> set[Labels]:
+    targets = getattr(spec, "target_refs", ()) or (getattr(spec, "target_ref", None),)
+    return {
+        selector(gateway_target_labels(target))
+        for target in targets
+        if isinstance(target, PolicyTargetReference)
+    }
 
 
 def _source_labels(spec: object) -> set[Labels]:

@@ -6,6 +6,7 @@ from meltemi.ir.listener import Listener
 from meltemi.ir.proxy import ProxyIR
 from meltemi.push.classes import ProxyClass
 from meltemi.push.context import PushContext
+from meltemi.translate.authorization import selected
 from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters
 from meltemi.translate.envoy_filters import patches_for
@@ -13,6 +14,7 @@ from meltemi.translate.gateway_secrets import gateway_secrets
 from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.outbound import outbound_listeners
+from meltemi.translate.request_authentication import key_clusters
 from meltemi.translate.scope import build_scope
 
 
@@ -35,6 +37,7 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         listeners += inbound
         clusters += own
         secrets = ()
+    clusters += key_clusters(build, selected(build, "RequestAuthentication"))
     made = ProxyIR(
         listeners=tuple(listeners),
         routes=tuple(routes),

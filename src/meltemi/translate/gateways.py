@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, SniCluster
 from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.model.names import BLACKHOLE_CLUSTER
+from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
 from meltemi.translate.gateway_http import gateway_route_config, shared_hosts
@@ -33,7 +36,7 @@ def _https_chain(build: Build, server: Bound) -> FilterChain | None:
         match=ChainMatch(server_names=_server_names(server), transport_protocol="tls"),
         filters=(
             gateway_manager(
-                build.context, f"outbound_{server.bind}_{server.port}", server.route_name, origins
+                build, f"outbound_{server.bind}_{server.port}", server.route_name, origins
             ),
         ),
         tls=server_tls(tls, http=True),
@@ -79,6 +82,15 @@ def _stream_chains(build: Build, server: Bound) -> list[FilterChain]:
     ]
 
 
+def _guarded(build: Build, server: Bound) -> list[FilterChain]:
+    """The chains of a TCP or TLS server, behind the gateway's policies."""
+    policy = policy_filters(build).tcp
+    return [
+        dataclasses.replace(chain, filters=(*policy, *chain.filters))
+        for chain in _stream_chains(build, server)
+    ]
+
+
 def _auto_passthrough(build: Build, server: Bound) -> FilterChain:
     """East-west traffic: the SNI names the cluster."""
     return FilterChain(
@@ -100,14 +112,14 @@ def _chains(build: Build, servers: list[Bound]) -> list[FilterChain]:
         first = plain[0]
         origins = tuple(server.origin() for server in plain)
         manager = gateway_manager(
-            build.context, f"outbound_{first.bind}_{first.port}", first.route_name, origins
+            build, f"outbound_{first.bind}_{first.port}", first.route_name, origins
         )
         found.append(FilterChain("", ChainMatch(), (manager,), origins=origins))
     for server in servers:
         if server.is_plain_http:
             continue
         chain = _https_chain(build, server) if server.is_https else None
-        candidates = [chain] if chain is not None else _stream_chains(build, server)
+        candidates = [chain] if chain is not None else _guarded(build, server)
         for candidate in candidates:
             kept = without_overlap(found, candidate)
             if kept is not None:

@@ -1,18 +1,19 @@
 """HTTP connection managers and TCP proxies of sidecars and gateways, with their HTTP filters in order.
 
-Order: peer metadata, (authentication and authorization), ALPN, fault, CORS, router.
+Order: peer metadata (of a sidecar's clients), authentication and authorization, ALPN, fault, CORS, router.
 """
 
 from __future__ import annotations
 
 from meltemi.ir import http_filter as filters
-from meltemi.ir.listener import HttpManager, PeerFromCertificate, TcpProxy
+from meltemi.ir.listener import HttpManager, NetworkFilter, PeerFromCertificate, TcpProxy
 from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.ir.telemetry import StatsKind
 from meltemi.ir.value import Origins
 from meltemi.model.mesh import MeshConfig
-from meltemi.push.context import PushContext
+from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
+from meltemi.translate.tcp_tuning import TcpTuning
 from meltemi.translate.telemetry import client_logs, server_logs
 
 _TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.Router())
@@ -55,7 +56,7 @@ def inbound_manager(
     normalize, merge, escaped = _normalization(build.context.mesh)
     return HttpManager(
         stat_prefix=stat_prefix,
-        filters=(filters.ReceivePeer(trusted=mtls), *_TAIL),
+        filters=(filters.ReceivePeer(trusted=mtls), *policy_filters(build).http, *_TAIL),
         routes=routes,
         access_logs=server_logs(build.context.mesh, StatsKind.HTTP, mtls=mtls),
         direction="INBOUND",
@@ -66,22 +67,24 @@ def inbound_manager(
         stream_idle_timeout_s=0.0,
         # The application's own server header is what its callers see (Istio keeps it, too).
         server_header="PASS_THROUGH",
+        # Policies compare hosts, and a name with a dot at its end is the same host.
+        strip_trailing_host_dot=True,
         origins=origins,
     )
 
 
 def gateway_manager(
-    context: PushContext, stat_prefix: str, rds: str, origins: Origins = ()
+    build: Build, stat_prefix: str, rds: str, origins: Origins = ()
 ) -> HttpManager:
     """HTTP from outside. The edge trusts nothing: addresses, client certificates, peer headers."""
-    mesh = context.mesh
+    mesh = build.context.mesh
     normalize, merge, escaped = _normalization(mesh)
     topology = mesh.default_config.gateway_topology
     hops = topology.num_trusted_proxies if topology is not None else 0
     details = topology.forward_client_cert_details if topology is not None else "UNDEFINED"
     return HttpManager(
         stat_prefix=stat_prefix,
-        filters=(filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
+        filters=(*policy_filters(build).http, filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
         rds=rds,
         access_logs=client_logs(mesh, StatsKind.HTTP),
         use_remote_address=True,
@@ -102,20 +105,30 @@ def gateway_manager(
 
 
 def client_tcp(
-    build: Build, stat_prefix: str, clusters: tuple[WeightedCluster, ...], origins: Origins = ()
+    build: Build,
+    stat_prefix: str,
+    clusters: tuple[WeightedCluster, ...],
+    origins: Origins = (),
+    tuning: TcpTuning | None = None,
 ) -> TcpProxy:
-    """Bytes towards a service."""
+    """Bytes towards a service. ``tuning`` is what its DestinationRule says about them."""
+    rules = tuning or TcpTuning()
     return TcpProxy(
         stat_prefix=stat_prefix,
         clusters=clusters,
         access_logs=client_logs(build.context.mesh, StatsKind.TCP),
+        idle_timeout_s=rules.idle_timeout_s,
+        max_duration_s=rules.max_duration_s,
+        hashes=rules.hashes,
+        tunnel_host=rules.tunnel_host,
+        tunnel_post=rules.tunnel_post,
         origins=origins,
     )
 
 
 def server_tcp(
     build: Build, stat_prefix: str, cluster: str, *, mtls: bool, origins: Origins = ()
-) -> tuple[PeerFromCertificate | TcpProxy, ...]:
+) -> tuple[NetworkFilter, ...]:
     """Bytes from clients to the workload. With mTLS the peer is read from its certificate first."""
     proxy = TcpProxy(
         stat_prefix=stat_prefix,
@@ -124,4 +137,5 @@ def server_tcp(
         after_handshake=mtls,
         origins=origins,
     )
-    return (PeerFromCertificate(), proxy) if mtls else (proxy,)
+    policy = policy_filters(build).tcp
+    return (PeerFromCertificate(), *policy, proxy) if mtls else (*policy, proxy)

@@ -1,0 +1,47 @@
+"""Verification of JSON Web Tokens: which issuers are accepted, where their tokens and keys are found."""
+
+from __future__ import annotations
+
+from meltemi.ir.value import Origins, Pairs, origins_field, value
+
+# Where the payload of a verified token is found by later filters and by routes.
+JWT_FILTER = "envoy.filters.http.jwt_authn"
+PAYLOAD = "payload"
+
+
+@value
+class RemoteKeys:
+    """Keys that the proxy fetches from ``uri`` through ``cluster``."""
+
+    uri: str
+    cluster: str
+    timeout_s: float = 5.0
+
+
+@value
+class JwtProvider:
+    """Tokens of one issuer. ``keys`` is a key set in JSON, or where to fetch it.
+
+    ``headers`` are (name, prefix); ``claim_headers`` (header, claim). ``list_claims`` are split at spaces.
+    """
+
+    issuer: str
+    keys: str | RemoteKeys
+    audiences: tuple[str, ...] = ()
+    headers: Pairs = ()
+    params: tuple[str, ...] = ()
+    cookies: tuple[str, ...] = ()
+    payload_header: str = ""
+    claim_headers: Pairs = ()
+    forward: bool = False
+    list_claims: tuple[str, ...] = ()
+    origins: Origins = origins_field()
+
+
+@value
+class JwtAuthn:
+    """A request with tokens passes when one of them is valid; one without any passes."""
+
+    providers: tuple[JwtProvider, ...]
+    clear_route_cache: bool = False
+    origins: Origins = origins_field()

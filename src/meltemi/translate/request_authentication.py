@@ -1,0 +1,122 @@
+"""RequestAuthentication: which tokens are accepted at a workload, and where their keys come from.
+
+A request without a token passes (AuthorizationPolicy may ask for one); one whose tokens are all invalid, or of an issuer that
+nobody named, is refused. Keys are given inline or fetched by the proxy; a rule whose keys cannot be had refuses
+every token of its issuer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from meltemi.ir.cluster import Cluster, ClusterType, HttpOptions, HttpVersion, StaticEndpoint
+from meltemi.ir.jwt import JwtAuthn, JwtProvider, RemoteKeys
+from meltemi.ir.tls import SanMatch, UpstreamTls
+from meltemi.model.config import AnyConfig, Config
+from meltemi.model.names import outbound_cluster
+from meltemi.model.security import JWTRule, RequestAuthentication
+from meltemi.translate.build import Build
+
+# Claims that hold several words (RFC 8693 and common practice); Istio splits these always.
+_LIST_CLAIMS = ("scope", "permission")
+_TIMEOUT_S = 5.0
+# No key at all: no token is valid.
+NO_KEYS = '{"keys":[]}'
+
+
+def key_cluster(build: Build, uri: str) -> tuple[str, Cluster | None]:
+    """(name, cluster) for a key set's address; None when the mesh already has a cluster for its host and port.
+
+    Raises ValueError for an address that is none.
+    """
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    secure = parts.scheme == "https"
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"{uri!r} is not an HTTP address")
+    port = parts.port or (443 if secure else 80)
+    service = build.scope.by_host.get(host)
+    if service is not None and service.port(port) is not None and not service.mesh_external:
+        return outbound_cluster(host, port, ""), None
+    name = f"jwks|{port}||{host}" + ("|tls" if secure else "")
+    return name, Cluster(
+        name=name,
+        type=ClusterType.STRICT_DNS,
+        connect_timeout_s=build.context.mesh.connect_timeout,
+        endpoints=(StaticEndpoint(host, port),),
+        http=HttpOptions(version=HttpVersion.NONE),
+        tls=UpstreamTls(sni=host, system_roots=True, sans=(SanMatch("dns", "exact", host),))
+        if secure
+        else None,
+        dns_refresh_s=build.context.mesh.dns_refresh_rate,
+        external=True,
+    )
+
+
+def _keys(
+    build: Build, config: Config[RequestAuthentication], rule: JWTRule, path: str
+) -> str | RemoteKeys:
+    if rule.jwks:
+        return rule.jwks
+    try:
+        if not rule.jwks_uri:
+            raise ValueError("neither jwks nor jwksUri is given")
+        name, _ = key_cluster(build, rule.jwks_uri)
+    except ValueError as problem:
+        build.report(
+            "MLT0204",
+            f"no keys for issuer {rule.issuer}: {problem}; its tokens are refused",
+            config.origin(path),
+            "add jwks or jwksUri",
+        )
+        return NO_KEYS
+    timeout = rule.timeout if rule.timeout else _TIMEOUT_S
+    return RemoteKeys(rule.jwks_uri, name, timeout)
+
+
+def _provider(
+    build: Build, config: Config[RequestAuthentication], rule: JWTRule, path: str
+) -> JwtProvider:
+    return JwtProvider(
+        issuer=rule.issuer,
+        keys=_keys(build, config, rule, path),
+        audiences=rule.audiences,
+        headers=tuple((entry.name, entry.prefix) for entry in rule.from_headers),
+        params=rule.from_params,
+        cookies=rule.from_cookies,
+        payload_header=rule.output_payload_to_header,
+        claim_headers=tuple((e.header, e.claim) for e in rule.output_claim_to_headers),
+        forward=rule.forward_original_token,
+        list_claims=tuple(dict.fromkeys((*_LIST_CLAIMS, *rule.space_delimited_claims))),
+        origins=(config.origin(path),),
+    )
+
+
+def jwt_filter(build: Build, configs: Iterable[AnyConfig]) -> tuple[JwtAuthn, ...]:
+    """The filter for all rules of these policies; nothing without rules."""
+    found = [
+        _provider(build, config, rule, f"spec.jwtRules[{index}]")
+        for config in configs
+        for index, rule in enumerate(config.spec.jwt_rules)
+    ]
+    if not found:
+        return ()
+    origins = tuple(config.origin() for config in configs)
+    return (JwtAuthn(tuple(found), clear_route_cache=build.proxy.is_gateway, origins=origins),)
+
+
+def key_clusters(build: Build, configs: Iterable[AnyConfig]) -> list[Cluster]:
+    """Clusters that only serve to fetch keys."""
+    found: dict[str, Cluster] = {}
+    for config in configs:
+        for rule in config.spec.jwt_rules:
+            if rule.jwks or not rule.jwks_uri:
+                continue
+            try:
+                name, made = key_cluster(build, rule.jwks_uri)
+            except ValueError:
+                continue
+            if made is not None:
+                found[name] = made
+    return list(found.values())
