@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from aiohttp import web
 from cryptography import x509
 
+from ca.making import Made
+from ca.making import files as bundle_files
 from istiod.kube_server import KubeServer
 from istiod.waiting import until
 from meltemi.adapters.ca_store import AuthorityStore, ServingCertificate, serving_names
@@ -146,7 +149,7 @@ async def test_root_reaches_every_namespace_and_is_repaired(
 ) -> None:
     """Existing and new namespaces; changed and deleted ConfigMaps; not the system's own namespaces."""
     roots = ["ROOT-1"]
-    publisher = RootPublisher(api, lambda: roots[0])
+    publisher = RootPublisher(api, lambda: {secrets.ROOT_KEY: roots[0]})
     for name in ("default", "kube-system"):
         await server.put(NAMESPACES, {"metadata": {"name": name}})
 
@@ -171,7 +174,9 @@ async def test_root_reaches_every_namespace_and_is_repaired(
         await until(lambda: held("default") == "ROOT-1")
         await server.put(NAMESPACES, {"metadata": {"name": "bookinfo"}})
         await until(lambda: held("bookinfo") == "ROOT-1")
-        await server.put(MAPS, {**secrets.root_config_map("default", "tampered")})
+        await server.put(
+            MAPS, {**secrets.root_config_map("default", {secrets.ROOT_KEY: "tampered"})}
+        )
         await until(lambda: held("default") == "ROOT-1")
         await server.remove(MAPS, "default", secrets.ROOT_CONFIG_MAP)
         await until(lambda: held("default") == "ROOT-1")
@@ -231,3 +236,49 @@ async def test_ca_bundle_is_sent_as_a_json_patch(server: KubeServer, api: KubeAp
         tasks.spawn("patch", patcher.run)
         patcher.changed(("", "istio-sidecar-injector"), kubernetes.decode_object(raw))
         await until(lambda: sent == ["application/json-patch+json"])
+
+
+async def test_a_bad_plugged_authority_leaves_the_old_one_in_use(
+    server: KubeServer, api: KubeApi
+) -> None:
+    """A key that does not match is reported; the repaired Secret is taken over."""
+    held = store(api)
+    await held.start()
+    before = held.current()
+    root, other = Made("plugged", start=time.time() - 60, end=time.time() + 1e8), Made("other")
+    good = bundle_files(root, root=root)
+    await server.put(SECRETS, plugged({**good, "ca-key.pem": other.key_pem}))
+    await held.refresh()
+    assert held.current() is before
+    assert [f.code for f in held.findings] == ["MLT0302"]
+    await server.put(SECRETS, plugged(good))
+    await held.refresh()
+    assert held.plugged and held.findings == ()
+    assert held.current().certificate == root.certificate  # type: ignore[union-attr]
+
+
+async def test_a_mounted_folder_is_followed(tmp_path: Path, monkeypatch: Any) -> None:
+    """The kubelet replaces mounted files without any event."""
+    monkeypatch.setattr("meltemi.adapters.ca_store.FOLDER_S", 0.01)
+    first, second = (Made(n, start=time.time() - 60, end=time.time() + 1e8) for n in "ab")
+
+    def write(made: Made) -> None:
+        for name, data in bundle_files(made, root=made).items():
+            (tmp_path / name).write_bytes(data)
+
+    write(first)
+    held = store(None, tmp_path)
+    await held.start()
+    async with Tasks("test") as tasks:
+        tasks.spawn("follow", held.run)
+        await asyncio.sleep(0)
+        write(second)
+        await until(lambda: held.current().certificate == second.certificate)  # type: ignore[union-attr]
+
+
+def plugged(data: dict[str, bytes]) -> dict[str, Any]:
+    """The Secret ``cacerts``."""
+    return {
+        "metadata": {"name": "cacerts", "namespace": "istio-system"},
+        "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
+    }

@@ -1,7 +1,8 @@
 """Hold the mesh's authority: find it, or make it once for all replicas; and istiod's own serving certificate.
 
-In: a folder (``/etc/cacerts``), or the Secrets ``cacerts`` and ``istio-ca-secret``. Out: the current
-``Authority`` and ``Serving``. Promises: with several replicas starting at once exactly one root wins (the API
+In: a folder (``/etc/cacerts``), or the Secrets ``cacerts`` and ``istio-ca-secret``, and ``istio-ca-rotation``
+while a rotation runs. Out: the current ``Authority`` and ``Serving``. Promises: a plugged-in authority that
+cannot work is reported and never used, the one before stays; with several replicas starting at once exactly one root wins (the API
 server's create decides); an unreadable Secret is reported and never overwritten; a Secret that changes is
 taken over while running; one that is deleted is written again.
 """
@@ -12,6 +13,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,36 @@ from meltemi.adapters.ca_grpc import chain_pem, new_serial
 from meltemi.adapters.grpc_server import Serving
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.kube_watch import ObjectKey
-from meltemi.ca import authority, secrets
+from meltemi.ca import authority, bundle, rotation, secrets
 from meltemi.kit.backoff import Backoff
 from meltemi.kit.clock import Clock
+from meltemi.model.origin import Finding, Level
 
 log = structlog.get_logger("ca")
 SERVING_TTL_S = 24 * 3600.0
 CHECK_S = 3600.0  # Istio's root check interval
+FOLDER_S = 5.0  # how often a mounted folder is looked at
 RSA_BITS = 2048
 
 
+class BadBundle(Exception):
+    """A plugged-in authority cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a self-signed root is made."""
+
+    ttl_s: float = authority.ROOT_TTL_S
+    rsa_bits: int = RSA_BITS
+
+
 class AuthorityStore:
-    """The one authority of this process. ``changed`` callbacks run after each change."""
+    """The one authority of this process. Listeners run after each change.
+
+    ``base`` is what the Secret or folder holds; ``current`` is that or, while a rotation runs, what
+    ``ca.rotation`` makes of it and the new authority.
+    """
 
     def __init__(
         self,
@@ -42,20 +62,36 @@ class AuthorityStore:
         namespace: str,
         api: KubeApi | None,
         folder: Path = Path("/etc/cacerts"),
+        making: Making | None = None,
     ) -> None:
         self._clock = clock
         self._trust_domain = trust_domain
         self._namespace = namespace
         self._api = api
         self._folder = folder
+        self._making = making or Making()
         self._current: authority.Authority | None = None
         self._listeners: list[Callable[[], None]] = []
-        self.plugged = False
         self._look = asyncio.Event()
+        self.base: authority.Authority | None = None
+        self.rotation: rotation.Rotation | None = None
+        self.pair: rotation.Pair | None = None
+        self.findings: tuple[Finding, ...] = ()
+        self.plugged = False
 
     def current(self) -> authority.Authority | None:
         """The authority, once found."""
         return self._current
+
+    def published(self) -> dict[str, str]:
+        """What every namespace shall trust, by the ConfigMap's keys; empty while there is nothing."""
+        if self._current is None:
+            return {}
+        renewal = self.rotation.renewal if self.rotation else 0
+        data = {secrets.ROOT_KEY: rotation.published(self._current.roots, renewal)}
+        if bundle.is_usable_crl(self._current):
+            data[bundle.CRL] = self._current.crl
+        return data
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Be called after each change."""
@@ -66,21 +102,26 @@ class AuthorityStore:
         backoff = Backoff(0.1, 10.0)
         while self._current is None:
             try:
-                self._take(await self._find())
-            except (KubeError, ValueError, OSError) as error:
+                await self._read_all()
+            except (KubeError, ValueError, OSError, BadBundle) as error:
                 pause = backoff.next()
                 log.error("no certificate authority yet", error=str(error), retry_s=round(pause, 2))
                 await asyncio.sleep(pause)
 
     async def run(self) -> None:
         """Keep level with the Secret or folder, and repair it."""
+        mark, looked = self._mark(), self._clock.monotonic()
         while True:
             try:
-                async with asyncio.timeout(CHECK_S):
+                async with asyncio.timeout(FOLDER_S):
                     await self._look.wait()
             except TimeoutError:
-                pass
+                # A mounted Secret changes without an event: the kubelet swaps a symlink.
+                found = self._mark()
+                if found == mark and self._clock.monotonic() - looked < CHECK_S:
+                    continue
             self._look.clear()
+            mark, looked = self._mark(), self._clock.monotonic()
             await self.refresh()
 
     def replaced(self, objects: Mapping[ObjectKey, Any]) -> None:
@@ -98,24 +139,59 @@ class AuthorityStore:
     async def refresh(self) -> None:
         """Look once; a failure keeps what there is."""
         try:
-            self._take(await self._find())
-        except (KubeError, ValueError, OSError) as error:
-            log.error("certificate authority not refreshed", error=str(error))
+            await self._read_all()
+        except (KubeError, ValueError, OSError, BadBundle) as error:
+            log.error(
+                "certificate authority not refreshed; the present one stays in use",
+                error=str(error),
+            )
+
+    async def _read_all(self) -> None:
+        base = await self._find()
+        state = new = None
+        if self._api is not None and (kept := await self._read(rotation.SECRET)) is not None:
+            data = _decoded(kept)
+            state = rotation.read_state(data.get(rotation.STATE_KEY, b"").decode(errors="replace"))
+            new = secrets.authority_of(data)
+        self._take(base, state, new)
 
     async def _find(self) -> authority.Authority:
-        if (self._folder / "ca-cert.pem").exists() or (self._folder / "tls.crt").exists():
-            self.plugged = True
-            return secrets.authority_of(_files(self._folder))
+        if self._has_folder():
+            return self._examined(_files(self._folder), str(self._folder))
         if self._api is None:
-            return self._current or await self._make()
+            return self.base or await self._make()
         plugged = await self._read(secrets.PLUGGED_SECRET)
         if plugged is not None:
-            self.plugged = True
-            return secrets.authority_of(_decoded(plugged))
+            return self._examined(_decoded(plugged), secrets.PLUGGED_SECRET)
+        self.findings, self.plugged = (), False
         own = await self._read(secrets.SELF_SIGNED_SECRET)
         if own is not None:
             return secrets.authority_of(_decoded(own))
-        return await self._create(self._current or await self._make())
+        return await self._create(self.base or await self._make())
+
+    def _has_folder(self) -> bool:
+        return any((self._folder / name).exists() for name in (bundle.CERT, "tls.crt"))
+
+    def _mark(self) -> tuple[object, ...]:
+        """Changes when the folder's content does."""
+        marks: list[object] = []
+        for name in bundle.FILES:
+            try:
+                status = (self._folder / name).stat()
+            except OSError:
+                continue
+            marks += [name, status.st_ino, status.st_mtime_ns, status.st_size]
+        return tuple(marks)
+
+    def _examined(self, data: Mapping[str, bytes], source: str) -> authority.Authority:
+        found, self.findings = bundle.examine(data, self._clock.now(), source)
+        for finding in self.findings:
+            if finding.level is not Level.ERROR:
+                log.warning("plugged-in authority", finding=str(finding))
+        if found is None:
+            raise BadBundle("; ".join(map(str, self.findings)))
+        self.plugged = True
+        return found
 
     async def _read(self, name: str) -> Mapping[str, Any] | None:
         assert self._api is not None
@@ -130,8 +206,10 @@ class AuthorityStore:
         return found
 
     async def _make(self) -> authority.Authority:
-        key = await asyncio.to_thread(rsa.generate_private_key, 65537, RSA_BITS)
-        return authority.self_signed(key, self._clock.now(), new_serial(), self._trust_domain)
+        key = await asyncio.to_thread(rsa.generate_private_key, 65537, self._making.rsa_bits)
+        return authority.self_signed(
+            key, self._clock.now(), new_serial(), self._trust_domain, self._making.ttl_s
+        )
 
     async def _create(self, made: authority.Authority) -> authority.Authority:
         assert self._api is not None
@@ -147,19 +225,45 @@ class AuthorityStore:
         log.info("root certificate made", secret=secrets.SELF_SIGNED_SECRET)
         return made
 
-    def _take(self, found: authority.Authority) -> None:
-        if self._current is not None and (
-            found.certificate == self._current.certificate and found.roots == self._current.roots
-        ):
+    def _take(
+        self,
+        base: authority.Authority,
+        state: rotation.Rotation | None,
+        new: authority.Authority | None,
+    ) -> None:
+        pair = rotation.Pair(base, new) if new is not None else None
+        before = (_facts(self._current), self.rotation, _facts(self.base))
+        if self._current is not None and state is None and self.rotation is None:
+            _warn_of_jump(self._current, base)
+        current = rotation.effective(pair, state.phase) if pair and state else base
+        self.base, self.rotation, self.pair, self._current = base, state, pair, current
+        if before == (_facts(current), state, _facts(base)):
             return
-        self._current = found
         log.info(
             "certificate authority ready",
             plugged=self.plugged,
-            expires_in_days=round((found.expires - self._clock.now()) / 86400),
+            signs=authority.fingerprint(current.certificate),
+            trusted=authority.fingerprints(current.roots),
+            rotation=state.phase.value if state else "none",
+            expires_in_days=round((current.expires - self._clock.now()) / 86400),
         )
         for callback in self._listeners:
             callback()
+
+
+def _facts(held: authority.Authority | None) -> tuple[object, ...]:
+    return (held.certificate, held.chain, held.roots, held.crl) if held else ()
+
+
+def _warn_of_jump(before: authority.Authority, after: authority.Authority) -> None:
+    """Say so when certificates in use are no longer trusted: nobody rotated, somebody replaced."""
+    lost = set(before.root_certificates) - set(after.root_certificates)
+    if lost:
+        log.warning(
+            "a root in use was replaced without overlap: proxies refuse each other until all have renewed; "
+            "use meltemi ca rotate --to DIR instead",
+            lost=sorted(map(authority.fingerprint, lost)),
+        )
 
 
 class ServingCertificate:
@@ -221,16 +325,7 @@ def serving_names(namespace: str, revision: str) -> tuple[str, ...]:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    names = (
-        "ca-cert.pem",
-        "ca-key.pem",
-        "cert-chain.pem",
-        "root-cert.pem",
-        "tls.crt",
-        "tls.key",
-        "ca.crt",
-    )
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    return {name: (folder / name).read_bytes() for name in bundle.FILES if (folder / name).exists()}
 
 
 def _decoded(secret: Mapping[str, Any]) -> dict[str, bytes]:

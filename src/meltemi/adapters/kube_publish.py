@@ -17,7 +17,7 @@ import structlog
 from meltemi.adapters.kube_api import MERGE, KubeApi, KubeError, collection
 from meltemi.adapters.kube_watch import ObjectKey
 from meltemi.adapters.metrics import Metrics
-from meltemi.ca import secrets
+from meltemi.ca import bundle, secrets
 from meltemi.kit.backoff import Backoff
 from meltemi.model import kubernetes
 
@@ -68,11 +68,12 @@ class Dirty:
 class RootPublisher:
     """ConfigMap ``istio-ca-root-cert`` in every namespace."""
 
-    def __init__(self, api: KubeApi, roots: Callable[[], str]) -> None:
+    def __init__(self, api: KubeApi, wanted: Callable[[], Mapping[str, str]]) -> None:
+        """``wanted`` gives the ConfigMap's data; empty while there is nothing to publish."""
         self._api = api
-        self._roots = roots
+        self._wanted = wanted
         self._namespaces: set[str] = set()
-        self._published: dict[str, str] = {}
+        self._published: dict[str, Mapping[str, str]] = {}
         self._dirty = Dirty("root certificate", self._publish)
         self.namespaces = _NamespaceSink(self)
         self.config_maps = _ConfigMapSink(self)
@@ -102,35 +103,43 @@ class RootPublisher:
         self._namespaces.discard(name)
         self._published.pop(name, None)
 
-    def set_published(self, held: dict[str, str]) -> None:
+    def set_published(self, held: dict[str, Mapping[str, str]]) -> None:
         """What the ConfigMaps hold, by namespace."""
         self._published = held
         self.all_changed()
 
-    def note_published(self, namespace: str, text: str | None) -> None:
+    def note_published(self, namespace: str, data: Mapping[str, str] | None) -> None:
         """One ConfigMap changed, or is gone."""
-        if text is None:
+        if data is None:
             self._published.pop(namespace, None)
         else:
-            self._published[namespace] = text
+            self._published[namespace] = data
         if namespace in self._namespaces:
             self._dirty.add(namespace)
 
+    def pending(self) -> tuple[str, ...]:
+        """Namespaces that do not have the present roots yet."""
+        wanted = self._wanted()
+        return tuple(n for n in sorted(self._namespaces) if not self._has(n, wanted))
+
+    def _has(self, namespace: str, wanted: Mapping[str, str]) -> bool:
+        held = self._published.get(namespace, {})
+        return all(held.get(key) == wanted.get(key) for key in (secrets.ROOT_KEY, bundle.CRL))
+
     async def _publish(self, namespace: str) -> None:
-        roots = self._roots()
-        if namespace not in self._namespaces or not roots:
+        data = self._wanted()
+        if namespace not in self._namespaces or not data or self._has(namespace, data):
             return
-        if self._published.get(namespace) == roots:
-            return
-        wanted = secrets.root_config_map(namespace, roots)
+        wanted = secrets.root_config_map(namespace, data)
         path = collection("v1", "configmaps", namespace)
         if namespace in self._published:
-            body = {"data": wanted["data"]}
+            # A list that is no longer there must not stay in force.
+            body = {"data": {bundle.CRL: None, **data}}
             target = f"{path}/{secrets.ROOT_CONFIG_MAP}"
             await self._api.json("PATCH", target, body=body, content_type=MERGE)
         else:
             await self._api.json("POST", path, body=wanted)
-        self._published[namespace] = roots
+        self._published[namespace] = data
         log.debug("root certificate published", namespace=namespace)
 
 
@@ -158,12 +167,10 @@ class _ConfigMapSink:
         self._owner = owner
 
     def replaced(self, objects: Mapping[ObjectKey, kubernetes.ConfigMap]) -> None:
-        self._owner.set_published(
-            {key[0]: (value.data or {}).get(secrets.ROOT_KEY, "") for key, value in objects.items()}
-        )
+        self._owner.set_published({key[0]: value.data or {} for key, value in objects.items()})
 
     def changed(self, key: ObjectKey, value: kubernetes.ConfigMap) -> None:
-        self._owner.note_published(key[0], (value.data or {}).get(secrets.ROOT_KEY, ""))
+        self._owner.note_published(key[0], value.data or {})
 
     def deleted(self, key: ObjectKey) -> None:
         self._owner.note_published(key[0], None)

@@ -40,13 +40,30 @@ class Authority:
 
     ``chain`` are the certificates from the signing one up to, not including, the root (empty when the
     root signs itself). ``roots`` is the PEM bundle that verifiers trust; it may hold several roots while
-    one replaces another.
+    one replaces another. ``crl`` are revocation lists in PEM, for verifiers.
     """
 
     certificate: x509.Certificate
     key: PrivateKey = field(repr=False)
     chain: tuple[x509.Certificate, ...]
     roots: str
+    crl: str = ""
+
+    @property
+    def root_certificates(self) -> tuple[x509.Certificate, ...]:
+        """The certificates of ``roots``."""
+        return tuple(x509.load_pem_x509_certificates(self.roots.encode()))
+
+    @property
+    def root_expires(self) -> float:
+        """When the first of the trusted roots ends, in seconds since the epoch."""
+        return min(c.not_valid_after_utc.timestamp() for c in self.root_certificates)
+
+    @property
+    def chain_expires(self) -> float:
+        """When the first certificate below the root ends, in seconds since the epoch."""
+        every = (self.certificate, *self.chain)
+        return min(c.not_valid_after_utc.timestamp() for c in every)
 
     @property
     def expires(self) -> float:
@@ -131,7 +148,9 @@ def self_signed(
     return Authority(certificate, key, (), _pem(certificate))
 
 
-def load(cert_pem: str, key_pem: str, chain_pem: str = "", root_pem: str = "") -> Authority:
+def load(
+    cert_pem: str, key_pem: str, chain_pem: str = "", root_pem: str = "", *, crl_pem: str = ""
+) -> Authority:
     """An authority from files: self-signed (certificate and key) or plugged in (with chain and root).
 
     Raises ValueError with a text for people when the files do not belong together.
@@ -163,7 +182,7 @@ def load(cert_pem: str, key_pem: str, chain_pem: str = "", root_pem: str = "") -
     except ValueError as error:
         raise ValueError(f"the root certificate cannot be read: {error}") from error
     between = [c for c in (certificate, *certificates[1:], *chain) if _der(c) not in trusted]
-    return Authority(certificate, key, tuple(dict.fromkeys(between)), roots)
+    return Authority(certificate, key, tuple(dict.fromkeys(between)), roots, crl_pem)
 
 
 def key_pem(key: PrivateKey) -> str:
@@ -178,6 +197,48 @@ def key_pem(key: PrivateKey) -> str:
 def certificate_pem(authority: Authority) -> str:
     """The signing certificate."""
     return _pem(authority.certificate)
+
+
+def chain_pem(authority: Authority) -> str:
+    """The certificates between the signing one and the root; empty for a self-signed authority."""
+    return "".join(_pem(c) for c in authority.chain if c != authority.certificate)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """A short name of a certificate for people and records: 64 bits of SHA-256, in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()[:16]
+
+
+def fingerprints(bundle_pem: str) -> tuple[str, ...]:
+    """The short names of a PEM bundle's certificates, in order. Raises ValueError."""
+    return tuple(map(fingerprint, x509.load_pem_x509_certificates(bundle_pem.encode())))
+
+
+def merge_bundles(*bundles: str) -> str:
+    """All certificates of PEM bundles, each once, in order. Raises ValueError."""
+    certificates = [c for b in bundles for c in x509.load_pem_x509_certificates(b.encode())]
+    return "".join(_pem(certificate) for certificate in dict.fromkeys(certificates))
+
+
+_CRL_END = "-----END X509 CRL-----"
+
+
+def revocation_lists(text: str) -> tuple[x509.CertificateRevocationList, ...]:
+    """The CRLs of a PEM text. Raises ValueError."""
+    parts = [part for part in text.split(_CRL_END) if "BEGIN X509 CRL" in part]
+    if not parts:
+        raise ValueError("it holds no X509 CRL")
+    return tuple(x509.load_pem_x509_crl(f"{part}{_CRL_END}\n".encode()) for part in parts)
+
+
+def covers(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """True when the list is the issuer's own: named and signed by it."""
+    key = issuer.public_key()
+    if crl.issuer != issuer.subject or not isinstance(
+        key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)
+    ):
+        return False
+    return crl.is_signature_valid(key)
 
 
 def _public_key_of(csr_pem: str) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:

@@ -33,7 +33,13 @@ def authority_of(data: Mapping[str, bytes]) -> authority.Authority:
         raise ValueError(
             "the authority's Secret needs ca-cert.pem and ca-key.pem (or tls.crt and tls.key)"
         )
-    return authority.load(cert, key, text("cert-chain.pem"), text("root-cert.pem", "ca.crt"))
+    return authority.load(
+        cert,
+        key,
+        text("cert-chain.pem"),
+        text("root-cert.pem", "ca.crt"),
+        crl_pem=text("ca-crl.pem", "ca.crl"),
+    )
 
 
 def secret_of(held: authority.Authority, namespace: str) -> dict[str, Any]:
@@ -51,8 +57,19 @@ def secret_of(held: authority.Authority, namespace: str) -> dict[str, Any]:
     }
 
 
-def root_config_map(namespace: str, roots: str) -> dict[str, Any]:
-    """The ConfigMap through which every namespace learns the root."""
+def files_of(held: authority.Authority) -> dict[str, str]:
+    """The files of a plugged-in authority, under Istio's names."""
+    files = {
+        "ca-cert.pem": authority.certificate_pem(held),
+        "ca-key.pem": authority.key_pem(held.key),
+        "cert-chain.pem": authority.certificate_pem(held) + authority.chain_pem(held),
+        "root-cert.pem": held.roots,
+    }
+    return {**files, "ca-crl.pem": held.crl} if held.crl else files
+
+
+def root_config_map(namespace: str, data: Mapping[str, str]) -> dict[str, Any]:
+    """The ConfigMap through which every namespace learns the root, and what has been revoked."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -61,5 +78,5 @@ def root_config_map(namespace: str, roots: str) -> dict[str, Any]:
             "namespace": namespace,
             "labels": {"istio.io/config": "true"},
         },
-        "data": {ROOT_KEY: roots},
+        "data": dict(data),
     }

@@ -21,7 +21,7 @@ import structlog
 from meltemi.adapters import kube_connection
 from meltemi.adapters.authenticate import Authenticator, KubeReviewer
 from meltemi.adapters.ca_grpc import CertificateServer
-from meltemi.adapters.ca_store import AuthorityStore, ServingCertificate, serving_names
+from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
 from meltemi.adapters.debug_http import DebugHttp
 from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
 from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer, Limits
@@ -180,7 +180,14 @@ class ControlPlane:
             world=world,
             pipeline=pipeline,
             settings=mesh_settings,
-            store=AuthorityStore(clock, mesh.trust_domain, options.namespace, api, options.cacerts),
+            store=AuthorityStore(
+                clock,
+                mesh.trust_domain,
+                options.namespace,
+                api,
+                options.cacerts,
+                Making(options.root_ttl_s, options.root_rsa_bits),
+            ),
             pages=DebugPages(pipeline, VERSION, lambda: mesh_settings.injection),
             http=http,
             reviewer=KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None,
@@ -287,7 +294,7 @@ class ControlPlane:
             held = store.current()
             return held.roots if held else ""
 
-        publisher = RootPublisher(api, roots)
+        publisher = RootPublisher(api, store.published)
         by_name = f"metadata.name={secrets.ROOT_CONFIG_MAP}"
         maps = Collection("/api/v1/configmaps", field_selector=by_name)
         held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
@@ -375,10 +382,11 @@ class ControlPlane:
         self.metrics.uptime.set(self.clock.monotonic() - started)
         held = store.current()
         if held is not None:
-            self.metrics.root_expiry.set(held.expires)
-            self.metrics.root_expiry_s.set(held.expires - self.clock.now())
-            self.metrics.chain_expiry.set(held.expires)
-            self.metrics.chain_expiry_s.set(held.expires - self.clock.now())
+            now = self.clock.now()
+            self.metrics.root_expiry.set(held.root_expires)
+            self.metrics.root_expiry_s.set(held.root_expires - now)
+            self.metrics.chain_expiry.set(held.chain_expires)
+            self.metrics.chain_expiry_s.set(held.chain_expires - now)
 
 
 def _all(address: str) -> str:

@@ -46,6 +46,8 @@ class Options:
     send_s: float = 20.0
     workload_ttl_s: float = 24 * 3600.0
     workload_ttl_max_s: float = 90 * 24 * 3600.0
+    root_ttl_s: float = 3650 * 24 * 3600.0
+    root_rsa_bits: int = 2048
     log_level: str = "default:info"
     log_json: bool = False
 
@@ -169,6 +171,15 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         send_s=seconds("PILOT_XDS_SEND_TIMEOUT", 20.0) or 20.0,
         workload_ttl_s=seconds("DEFAULT_WORKLOAD_CERT_TTL", 24 * 3600.0),
         workload_ttl_max_s=seconds("MAX_WORKLOAD_CERT_TTL", 90 * 24 * 3600.0),
+        root_ttl_s=seconds("CITADEL_SELF_SIGNED_CA_CERT_TTL", 3650 * 24 * 3600.0),
+        root_rsa_bits=_rsa_bits(environ.get("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE") or "2048"),
         log_level=given["log_level"],
         log_json=given["log_json"],
     )
+
+
+def _rsa_bits(text: str) -> int:
+    if text not in ("2048", "3072", "4096"):
+        name = "CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE"
+        raise click.BadParameter(f"{name}={text} is not 2048, 3072 or 4096")
+    return int(text)
