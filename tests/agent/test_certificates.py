@@ -86,8 +86,10 @@ def test_a_failed_renewal_keeps_the_certificate_and_warns_before_the_end() -> No
 
 
 def test_only_one_request_is_under_way() -> None:
-    """A forced renewal asks at once, and not again while that runs."""
-    state, commands = issued().step(RenewalForced(2000.0))
+    """A forced renewal asks when its delay is over, and not again while that runs."""
+    state, commands = issued().step(RenewalForced(2000.0, 3.0))
+    assert commands == (SetTimer(2003.0),)
+    state, commands = state.step(TimerFired(2003.0))
     assert commands == (RequestCertificate(),)
     for event in (RenewalForced(2001.0), TimerFired(2002.0)):
         state, commands = state.step(event)

@@ -21,7 +21,11 @@ _NO_KEY = SecretText("")
 
 @dataclass(frozen=True, slots=True)
 class CertificateRequest:
-    """Whom to ask, how to verify it, and for what. ``mark`` is a socket mark or 0; times are seconds."""
+    """Whom to ask, how to verify it, and for what. ``mark`` is a socket mark or 0; times are seconds.
+
+    ``proxy`` (``pod.namespace``) and the roots in ``trusted_file`` tell istiod what this proxy trusts already,
+    which a rotation of the root waits for.
+    """
 
     address: str
     server_name: str
@@ -32,6 +36,8 @@ class CertificateRequest:
     ttl_s: int
     rsa_bits: int = 0
     mark: int = 0
+    proxy: str = ""
+    trusted_file: str = ""
     deadline_s: float = 10.0
 
 

@@ -98,11 +98,23 @@ def _call(request: CertificateRequest, csr: bytes) -> list[str]:
             response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
         )
         message = ca_pb2.IstioCertificateRequest(csr=csr.decode(), validity_duration=request.ttl_s)
+        if request.proxy:
+            hints = {"MeshProxy": request.proxy, "MeshTrusts": _trusted(request.trusted_file)}
+            message.metadata.update(hints)
         try:
             answer = create(message, timeout=request.deadline_s, metadata=metadata)
         except grpc.RpcError as error:
             raise RequestError(_explain(request, error, relay.problem)) from error
     return list(answer.cert_chain)
+
+
+def _trusted(path: str) -> str:
+    """Short names of the roots that Envoy was given: the first 64 bits of each one's SHA-256."""
+    try:
+        roots = x509.load_pem_x509_certificates(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return ",".join(root.fingerprint(hashes.SHA256()).hex()[:16] for root in roots)
 
 
 def _explain(request: CertificateRequest, error: grpc.RpcError, problem: str) -> str:

@@ -67,6 +67,17 @@ def merge_roots(*bundles: str) -> str:
     return "".join(dict.fromkeys(pem for bundle in bundles for pem in split_pem(bundle)))
 
 
+def follow_roots(trusted: str, published: str) -> str:
+    """What to trust once the mesh publishes ``published``.
+
+    A bundle that only takes roots away is followed at once: a rotation withdraws a root after nobody needs it.
+    One that brings a new root is trusted beside the old ones until the certificate is renewed.
+    """
+    new = merge_roots(published)
+    brings = set(split_pem(new)) - set(split_pem(trusted))
+    return merge_roots(new, trusted) if brings or not new else new
+
+
 class CredentialStore:
     """The credentials directory: ``current -> <generation>/{cert.pem,key.pem,root.pem}`` and SDS files."""
 

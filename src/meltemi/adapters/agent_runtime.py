@@ -23,6 +23,7 @@ from meltemi.adapters.agent_endpoints import AgentEndpoints
 from meltemi.adapters.agent_files import (
     Credentials,
     CredentialStore,
+    follow_roots,
     merge_roots,
     read_text,
     write_atomically,
@@ -189,6 +190,8 @@ class AgentRuntime:
                 ttl_s=round(settings.secret_ttl_s),
                 rsa_bits=settings.rsa_key_bits,
                 mark=settings.mark,
+                proxy=f"{settings.pod_name}.{settings.namespace}",
+                trusted_file=str(self._store.directory / secrets.CURRENT / "root.pem"),
             )
         )
         error = answer.error
@@ -245,10 +248,11 @@ class AgentRuntime:
             return
         self._mesh_root = root
         if self._credentials:
-            roots = merge_roots(root, self._credentials.roots)
+            roots = follow_roots(self._credentials.roots, root)
             self._adopt(replace(self._credentials, roots=roots))
             self._log("info", "the mesh's root certificates changed")
-            self._put("certificates", certificates.RenewalForced(time.time()))
+            delay_s = _chance() * self._settings.file_watch_s
+            self._put("certificates", certificates.RenewalForced(time.time(), delay_s))
 
     # --- Envoy ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ request says about it is not read. Signing runs in a few threads (the interprete
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,12 +18,14 @@ from cryptography import x509
 from meltemi.adapters.authenticate import Authenticator, CannotReview
 from meltemi.adapters.metrics import Metrics
 from meltemi.ca import authority
-from meltemi.ca.identity import NotAuthenticated
+from meltemi.ca.identity import Identity, NotAuthenticated
 from meltemi.kit.clock import Clock
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 log = structlog.get_logger("ca")
 THREADS = 2
+# (caller, the request's metadata, gRPC's name of the peer, who signed, when it expires)
+Note = Callable[[Identity, Mapping[str, Any], str, authority.Authority, float], None]
 
 
 def new_serial() -> int:
@@ -43,7 +45,10 @@ class CertificateServer:
         *,
         default_ttl_s: float = authority.WORKLOAD_TTL_S,
         max_ttl_s: float = authority.WORKLOAD_TTL_MAX_S,
+        note: Note = lambda who, hints, peer, held, expires: None,
     ) -> None:
+        """``note`` hears of every certificate issued."""
+        self._note = note
         self._current = current
         self._authenticator = authenticator
         self._metrics = metrics
@@ -92,6 +97,8 @@ class CertificateServer:
             log.warning("signing request refused", identity=who.spiffe, reason=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         self._metrics.certs_issued.inc()
+        hints = {name: value.string_value for name, value in request.metadata.fields.items()}
+        self._note(who, hints, context.peer(), held, issued.expires)
         log.info(
             "certificate issued", identity=who.spiffe, serial=f"{issued.serial:x}", by=who.source
         )

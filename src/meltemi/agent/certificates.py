@@ -71,9 +71,13 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class RenewalForced:
-    """A reason outside of time to ask for a new certificate: the mesh's root changed."""
+    """A reason outside of time to ask for a new certificate: the mesh's root changed.
+
+    ``delay_s`` spreads the proxies of a mesh, which all hear of it at about the same time.
+    """
 
     now: float
+    delay_s: float = 0.0
 
 
 Event = Started | Issued | RequestFailed | TimerFired | RenewalForced
@@ -121,6 +125,7 @@ class Lifecycle:
     requesting: bool = False
     announced: bool = False
     failures: int = 0
+    again: bool = False
 
     def renewal_at(self, validity: Validity, chance: float) -> float:
         """When to renew: the grace period (ratio +- jitter of the lifetime) before the end."""
@@ -136,9 +141,17 @@ class Lifecycle:
             return self._adopt(event.validity, event.now, event.chance, found=False)
         if isinstance(event, RequestFailed):
             return self._retry(event)
+        if isinstance(event, RenewalForced):
+            return self._force(event)
         if self.requesting:
             return self, ()
         return replace(self, requesting=True), (RequestCertificate(),)
+
+    def _force(self, event: RenewalForced) -> tuple[Lifecycle, tuple[Command, ...]]:
+        if self.requesting:
+            # The answer on its way may still be from before the change.
+            return replace(self, again=True), ()
+        return self, (SetTimer(event.now + event.delay_s),)
 
     def _start(self, event: Started) -> tuple[Lifecycle, tuple[Command, ...]]:
         found = event.found
@@ -149,7 +162,7 @@ class Lifecycle:
     def _adopt(
         self, validity: Validity, now: float, chance: float, found: bool
     ) -> tuple[Lifecycle, tuple[Command, ...]]:
-        at = max(now, self.renewal_at(validity, chance))
+        at = now if self.again else max(now, self.renewal_at(validity, chance))
         left_s = round(validity.not_after - now)
         text = "kept the certificate of an earlier run" if found else "certificate issued"
         commands: list[Command] = [
@@ -158,7 +171,9 @@ class Lifecycle:
         if not self.announced:
             commands.append(AnnounceReady())
         commands.append(SetTimer(at))
-        state = replace(self, validity=validity, requesting=False, announced=True, failures=0)
+        state = replace(
+            self, validity=validity, requesting=False, announced=True, failures=0, again=False
+        )
         return state, tuple(commands)
 
     def _retry(self, event: RequestFailed) -> tuple[Lifecycle, tuple[Command, ...]]:

@@ -207,6 +207,11 @@ def resume(state: Rotation, now: float) -> Rotation:
     return replace(state, phase=following, since=now, renewal=0) if following else state
 
 
+def ask_again(state: Rotation) -> Rotation:
+    """The same phase, with one more request to renew."""
+    return replace(state, renewal=state.renewal + 1)
+
+
 def _done(phase: Phase, pair: Pair, held: Held | None) -> bool:
     if phase is Phase.COMMIT:
         return True

@@ -21,6 +21,7 @@ import structlog
 from meltemi.adapters import kube_connection
 from meltemi.adapters.authenticate import Authenticator, KubeReviewer
 from meltemi.adapters.ca_grpc import CertificateServer
+from meltemi.adapters.ca_rotation import Conductor, Ledger, Sharer
 from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
 from meltemi.adapters.debug_http import DebugHttp
 from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
@@ -38,7 +39,7 @@ from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.status_writer import StatusWriter
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
 from meltemi.adapters.world import Change, World
-from meltemi.ca import secrets
+from meltemi.ca import rotation, secrets
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.kit import logs
 from meltemi.kit.backoff import Backoff
@@ -95,6 +96,7 @@ class Parts:
     pages: DebugPages
     http: HttpPorts
     reviewer: KubeReviewer | None
+    ledger: Ledger
     discovery: DiscoveryServer | None = None
 
 
@@ -153,8 +155,12 @@ class ControlPlane:
         gc.freeze()
         self.ready = True
         if api is not None and source is not None:
-            self._publish(tasks, api, source, parts.store)
-            self._write_status(tasks, api, source, parts)
+            lease = f"istio-status-leader{self.options.suffix}"
+            leader = Leader(api, self.clock, self.options.namespace, lease, self.options.pod)
+            publisher = self._publish(tasks, api, source, parts.store)
+            self._rotate(tasks, api, publisher, leader, parts)
+            self._write_status(tasks, api, source, parts, leader)
+            tasks.spawn("leader", leader.run, restart=True)
         return parts
 
     def _parts(self, mesh: MeshConfig, api: KubeApi | None, http: HttpPorts) -> Parts:
@@ -191,6 +197,7 @@ class ControlPlane:
             pages=DebugPages(pipeline, VERSION, lambda: mesh_settings.injection),
             http=http,
             reviewer=KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None,
+            ledger=Ledger(clock, lambda: [c.proxy for c in pipeline.connections]),
         )
 
     async def _serve_debug(self, parts: Parts, started: float) -> None:
@@ -236,6 +243,7 @@ class ControlPlane:
             clock,
             default_ttl_s=options.workload_ttl_s,
             max_ttl_s=options.workload_ttl_max_s,
+            note=parts.ledger.note,
         )
         stack.callback(signer.close)
         server = GrpcServer([parts.discovery.handlers(), signer.handlers()])
@@ -287,7 +295,7 @@ class ControlPlane:
 
     def _publish(
         self, tasks: Tasks, api: KubeApi, source: KubeSource, store: AuthorityStore
-    ) -> None:
+    ) -> RootPublisher:
         """Tell the cluster which root to trust."""
 
         def roots() -> str:
@@ -305,7 +313,7 @@ class ControlPlane:
             await publisher.run()
 
         source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
-        for name in (secrets.SELF_SIGNED_SECRET, secrets.PLUGGED_SECRET):
+        for name in (secrets.SELF_SIGNED_SECRET, secrets.PLUGGED_SECRET, rotation.SECRET):
             source.secret(self.options.namespace, name, store)
         store.listen(publisher.all_changed)
         tasks.spawn("publish root", publish, restart=True)
@@ -321,12 +329,31 @@ class ControlPlane:
             source.watch(Collection(path), k8s.decode_object, patcher)
             store.listen(patcher.all_changed)
             tasks.spawn(f"patch {plural}", patcher.run, restart=True)
+        return publisher
 
-    def _write_status(self, tasks: Tasks, api: KubeApi, source: KubeSource, parts: Parts) -> None:
-        """Elect a writer; it tells people in the objects' status what is wrong."""
-        options = self.options
-        lease = f"istio-status-leader{options.suffix}"
-        leader = Leader(api, self.clock, options.namespace, lease, options.pod)
+    def _rotate(
+        self,
+        tasks: Tasks,
+        api: KubeApi,
+        publisher: RootPublisher,
+        leader: Leader,
+        parts: Parts,
+    ) -> None:
+        """Share what proxies hold; the leader moves a rotation on."""
+        store, ledger, options = parts.store, parts.ledger, self.options
+        where = (options.namespace, options.pod)
+        sharer = Sharer(api, store, ledger, *where)
+        conductor = Conductor(
+            api, store, ledger, publisher.pending, leader, self.clock, *where,
+            pause_s=options.rotation_pause_s, settle_s=options.rotation_settle_s,
+        )  # fmt: skip
+        tasks.spawn("share", sharer.run, restart=True)
+        tasks.spawn("rotation", conductor.run, restart=True)
+
+    def _write_status(
+        self, tasks: Tasks, api: KubeApi, source: KubeSource, parts: Parts, leader: Leader
+    ) -> None:
+        """The leader tells people in the objects' status what is wrong."""
         writer = StatusWriter(parts.world, source.statuses, api, leader, self.clock)
 
         def changed(change: Change) -> None:
@@ -336,7 +363,6 @@ class ControlPlane:
 
         parts.world.listener = changed
         writer.wake()
-        tasks.spawn("leader", leader.run, restart=True)
         tasks.spawn("status", writer.run, restart=True)
 
     async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:

@@ -48,6 +48,8 @@ class Options:
     workload_ttl_max_s: float = 90 * 24 * 3600.0
     root_ttl_s: float = 3650 * 24 * 3600.0
     root_rsa_bits: int = 2048
+    rotation_pause_s: float = 1.0
+    rotation_settle_s: float = 30.0
     log_level: str = "default:info"
     log_json: bool = False
 
