@@ -8,7 +8,7 @@ object are reported at once, each with its field and line, and with what to writ
   findings of level ERROR that do not stop the object: an API server prunes them, and so does this stage.
 * ``validate`` applies the kind's rules to what was read.
 * ``load`` does both: what istiod calls for every object. None when an error makes it unusable; then it is as if the object did
-  not exist, and its findings go to its status. Whoever has to refuse an object (the webhook, ``meltemi validate``)
+  not exist, and its findings go to its status (but see ``FAIL_CLOSED``). Whoever has to refuse an object (the webhook, ``meltemi validate``)
   refuses it for any finding of level ERROR.
 """
 
@@ -27,7 +27,12 @@ from meltemi.model import ingress, kubernetes
 from meltemi.model.config import Config, Meta
 from meltemi.model.origin import Finding, Level
 
+# An object of these that breaks its kind's rules is used all the same: without it a workload would be open. Translation leaves
+# out what it cannot express, so that less is allowed, never more.
+FAIL_CLOSED = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
+
 __all__ = [
+    "FAIL_CLOSED",
     "KUBERNETES_KINDS",
     "RawObject",
     "decode",
@@ -116,5 +121,7 @@ def load(raw: RawObject | Mapping[str, Any]) -> tuple[Config[Any] | None, list[F
     if config is None:
         return None, findings
     semantic = validate(config)
-    usable = not any(finding.level is Level.ERROR for finding in semantic)
+    usable = config.kind in FAIL_CLOSED or not any(
+        finding.level is Level.ERROR for finding in semantic
+    )
     return (config if usable else None), findings + semantic

@@ -71,6 +71,12 @@ def metadata_matcher(entry: ir.Metadata) -> Any:
     )
 
 
+def _from_request(entry: ir.Metadata) -> Any:
+    return rbac_pb2.SourcedMetadata(
+        metadata_matcher=metadata_matcher(entry), metadata_source=rbac_pb2.DYNAMIC
+    )
+
+
 def _principal_leaf(entry: ir.Leaf) -> Any:
     made = rbac_pb2.Principal
     match entry:
@@ -83,7 +89,7 @@ def _principal_leaf(entry: ir.Leaf) -> Any:
         case ir.Header():
             return made(header=_header(entry))
         case ir.Metadata():
-            return made(metadata=metadata_matcher(entry))
+            return made(sourced_metadata=_from_request(entry))
     raise TypeError(f"{type(entry).__name__} says nothing about the source")
 
 
@@ -101,7 +107,7 @@ def _permission_leaf(entry: ir.Leaf) -> Any:
         case ir.Path():
             return made(url_path=_path(entry))
         case ir.Metadata():
-            return made(metadata=metadata_matcher(entry))
+            return made(sourced_metadata=_from_request(entry))
     raise TypeError(f"{type(entry).__name__} says nothing about the operation")
 
 

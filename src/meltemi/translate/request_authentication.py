@@ -17,12 +17,11 @@ from meltemi.model.config import AnyConfig, Config
 from meltemi.model.names import outbound_cluster
 from meltemi.model.security import JWTRule, RequestAuthentication
 from meltemi.translate.build import Build
+from meltemi.translate.key_sets import NO_KEYS, usable_keys
 
 # Claims that hold several words (RFC 8693 and common practice); Istio splits these always.
 _LIST_CLAIMS = ("scope", "permission")
 _TIMEOUT_S = 5.0
-# No key at all: no token is valid.
-NO_KEYS = '{"keys":[]}'
 
 
 def key_cluster(build: Build, uri: str) -> tuple[str, Cluster | None]:
@@ -58,7 +57,15 @@ def _keys(
     build: Build, config: Config[RequestAuthentication], rule: JWTRule, path: str
 ) -> str | RemoteKeys:
     if rule.jwks:
-        return rule.jwks
+        keys, problems = usable_keys(rule.jwks)
+        for problem in problems:
+            build.report(
+                "MLT0205",
+                f"a key of issuer {rule.issuer} is not used: {problem}",
+                config.origin(f"{path}.jwks"),
+                "paste the key set as the issuer publishes it",
+            )
+        return keys
     try:
         if not rule.jwks_uri:
             raise ValueError("neither jwks nor jwksUri is given")
