@@ -16,12 +16,14 @@ from envoy.config.core.v3 import (
 )
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.clusters.dynamic_forward_proxy.v3 import cluster_pb2 as forward_cluster_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import wrappers_pb2
 
 from meltemi.envoy.anys import duration, maybe_duration, pack, struct, uint32
+from meltemi.envoy.dynamic_dns import dns_cache
 from meltemi.envoy.endpoints import priority_groups
 from meltemi.envoy.tls import plaintext_socket, upstream_socket, with_proxy_protocol
 from meltemi.envoy.wire import field_bytes
@@ -38,7 +40,11 @@ from meltemi.ir.cluster import (
 from meltemi.model.names import MESH_METADATA
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_TYPES = {kind: cluster_pb2.Cluster.DiscoveryType.Value(kind.value) for kind in ClusterType}
+_TYPES = {
+    kind: cluster_pb2.Cluster.DiscoveryType.Value(kind.value)
+    for kind in ClusterType
+    if kind is not ClusterType.BY_NAME
+}
 _POLICIES = {kind: cluster_pb2.Cluster.LbPolicy.Value(kind.value) for kind in Balancing}
 SOL_SOCKET, SO_MARK = 1, 36
 
@@ -46,6 +52,17 @@ SOL_SOCKET, SO_MARK = 1, 36
 @lru_cache(maxsize=64)
 def _template(kind: ClusterType) -> Any:
     """What all clusters of a type share."""
+    if kind is ClusterType.BY_NAME:
+        return cluster_pb2.Cluster(
+            cluster_type=cluster_pb2.Cluster.CustomClusterType(
+                name="envoy.clusters.dynamic_forward_proxy",
+                typed_config=pack(
+                    forward_cluster_pb2.ClusterConfig(
+                        dns_cache_config=dns_cache(), allow_insecure_cluster_options=True
+                    )
+                ),
+            )
+        )
     made = cluster_pb2.Cluster(type=_TYPES[kind])
     if kind is ClusterType.EDS:
         made.eds_cluster_config.eds_config.CopyFrom(

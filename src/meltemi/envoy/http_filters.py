@@ -19,6 +19,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 
 from meltemi.envoy.anys import pack
+from meltemi.envoy.dynamic_dns import by_name_filter
 from meltemi.envoy.jwt import jwt_authn
 from meltemi.envoy.rbac import http_ext_authz, http_rbac
 from meltemi.ir import http_filter as ir
@@ -87,6 +88,10 @@ def _cors(_: ir.CorsFilter) -> tuple[str, Any]:
     return "envoy.filters.http.cors", cors_pb2.Cors()
 
 
+def _resolve(_: ir.ResolveName) -> tuple[str, Any]:
+    return "envoy.filters.http.dynamic_forward_proxy", by_name_filter()
+
+
 def _router(_: ir.Router) -> tuple[str, Any]:
     return "envoy.filters.http.router", router_pb2.Router()
 
@@ -100,6 +105,7 @@ _BUILDERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     ir.MeshAlpn: _mesh_alpn,
     ir.FaultFilter: _fault,
     ir.CorsFilter: _cors,
+    ir.ResolveName: _resolve,
     ir.Router: _router,
 }
 

@@ -31,6 +31,7 @@ from google.protobuf import any_pb2
 
 from meltemi.envoy.access_logs import build_access_logs
 from meltemi.envoy.anys import duration, maybe_duration, pack, uint32
+from meltemi.envoy.dynamic_dns import by_sni_filter
 from meltemi.envoy.http_filters import build_http_filter
 from meltemi.envoy.rbac import tcp_ext_authz, tcp_rbac
 from meltemi.envoy.routes import build_route_config
@@ -187,6 +188,8 @@ def _network_filter(entry: ir.NetworkFilter) -> Any:
         name, config = "envoy.filters.network.http_connection_manager", build_http_manager(entry)
     elif isinstance(entry, ir.TcpProxy):
         name, config = "envoy.filters.network.tcp_proxy", build_tcp_proxy(entry)
+    elif isinstance(entry, ir.ResolveSni):
+        name, config = "envoy.filters.network.sni_dynamic_forward_proxy", by_sni_filter(entry.port)
     elif isinstance(entry, ir.SniCluster):
         name, config = "envoy.filters.network.sni_cluster", sni_cluster_pb2.SniCluster()
     elif isinstance(entry, Rbac):

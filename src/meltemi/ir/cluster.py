@@ -19,6 +19,7 @@ class ClusterType(enum.Enum):
     STRICT_DNS = "STRICT_DNS"
     LOGICAL_DNS = "LOGICAL_DNS"
     ORIGINAL_DST = "ORIGINAL_DST"
+    BY_NAME = "BY_NAME"  # each request is resolved by the name it asks for (dynamic forward proxy)
 
 
 class HttpVersion(enum.Enum):

@@ -35,6 +35,11 @@ class CorsFilter:
 
 
 @value
+class ResolveName:
+    """Resolves the authority of requests that go to a cluster of type BY_NAME."""
+
+
+@value
 class Router:
     """The last filter."""
 
@@ -48,5 +53,6 @@ HttpFilter = (
     | MeshAlpn
     | FaultFilter
     | CorsFilter
+    | ResolveName
     | Router
 )

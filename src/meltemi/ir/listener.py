@@ -81,7 +81,16 @@ class SniCluster:
     """Routes to the cluster that the SNI names (east-west gateways)."""
 
 
-NetworkFilter = HttpManager | TcpProxy | PeerFromCertificate | SniCluster | Rbac | ExtAuthz
+@value
+class ResolveSni:
+    """Resolves the SNI for the cluster of type BY_NAME that follows, which connects to ``port`` of it."""
+
+    port: int
+
+
+NetworkFilter = (
+    HttpManager | TcpProxy | PeerFromCertificate | SniCluster | ResolveSni | Rbac | ExtAuthz
+)
 
 
 @value

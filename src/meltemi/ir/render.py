@@ -69,6 +69,8 @@ _KINDS = frozenset(
         "TcpProxy",
         "PeerFromCertificate",
         "SniCluster",
+        "ResolveSni",
+        "ResolveName",
         "SendPeer",
         "ReceivePeer",
         "MeshAlpn",

@@ -10,6 +10,7 @@ from meltemi.model.proxy import NodeType, Proxy
 ROOT_NAMESPACE = "istio-system"
 BLACKHOLE_CLUSTER = "BlackHoleCluster"
 PASSTHROUGH_CLUSTER = "PassthroughCluster"
+BY_NAME_CLUSTER = "DynamicForwardProxyCluster"
 INBOUND_PASSTHROUGH_CLUSTER = "InboundPassthroughCluster"
 VIRTUAL_OUTBOUND = "virtualOutbound"
 VIRTUAL_INBOUND = "virtualInbound"

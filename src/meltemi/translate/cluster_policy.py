@@ -132,7 +132,7 @@ def locality_setting(policy: TrafficPolicy, mesh: MeshConfig) -> LocalityLbSetti
 def balancer(policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType) -> Balancer:
     """How an endpoint is chosen."""
     settings = balancer_of(policy)
-    if kind is ClusterType.ORIGINAL_DST:
+    if kind in (ClusterType.ORIGINAL_DST, ClusterType.BY_NAME):
         return Balancer(policy=Balancing.CLUSTER_PROVIDED)
     weighted = locality_setting(policy, mesh) is not None
     if settings.consistent_hash is not None:

@@ -19,6 +19,7 @@ from meltemi.ir.value import Origins
 from meltemi.model.destination_rule import Subset, TrafficPolicy
 from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
+    BY_NAME_CLUSTER,
     INBOUND_PASSTHROUGH_CLUSTER,
     PASSTHROUGH_CLUSTER,
     outbound_cluster,
@@ -36,7 +37,7 @@ _TYPES = {
     Resolution.DNS_LB: ClusterType.STRICT_DNS,
     Resolution.DNS_ROUND_ROBIN_LB: ClusterType.LOGICAL_DNS,
     Resolution.PASSTHROUGH: ClusterType.ORIGINAL_DST,
-    Resolution.DYNAMIC_DNS: ClusterType.ORIGINAL_DST,
+    Resolution.DYNAMIC_DNS: ClusterType.BY_NAME,
     Resolution.ALIAS: ClusterType.STRICT_DNS,
 }
 INBOUND_BIND = "127.0.0.6"  # exempt from capture by its source address
@@ -215,6 +216,16 @@ def fixed_clusters(build: Build) -> list[Cluster]:
         service=(PASSTHROUGH_CLUSTER, PASSTHROUGH_CLUSTER, "unknown"),
         external=True,
     )
+    by_name = Cluster(
+        BY_NAME_CLUSTER,
+        ClusterType.BY_NAME,
+        connect_timeout_s=timeout,
+        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
+        http=HttpOptions(version=HttpVersion.DOWNSTREAM),
+        service=(BY_NAME_CLUSTER, BY_NAME_CLUSTER, "unknown"),
+        external=True,
+    )
+    extra = [by_name] if build.scope.outbound.mode == "ALLOW_ANY_DYNAMIC_DNS" else []
     inbound = Cluster(
         INBOUND_PASSTHROUGH_CLUSTER,
         ClusterType.ORIGINAL_DST,
@@ -225,4 +236,4 @@ def fixed_clusters(build: Build) -> list[Cluster]:
         socket_mark=build.proxy.mark,
         service=(INBOUND_PASSTHROUGH_CLUSTER, INBOUND_PASSTHROUGH_CLUSTER, "unknown"),
     )
-    return [blackhole, passthrough, inbound]
+    return [blackhole, passthrough, *extra, inbound]

@@ -11,12 +11,22 @@ from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.ir.telemetry import StatsKind
 from meltemi.ir.value import Origins
 from meltemi.model.mesh import MeshConfig
+from meltemi.model.service import Resolution
 from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
 from meltemi.translate.tcp_tuning import TcpTuning
 from meltemi.translate.telemetry import client_logs, server_logs
 
 _TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.Router())
+
+
+def _client_tail(build: Build) -> tuple[filters.HttpFilter, ...]:
+    """The last filters towards services; names are resolved per request only where a service asks for it."""
+    if build.scope.outbound.mode != "ALLOW_ANY_DYNAMIC_DNS" and not any(
+        service.resolution is Resolution.DYNAMIC_DNS for service in build.scope.services
+    ):
+        return _TAIL
+    return (*_TAIL[:-1], filters.ResolveName(), filters.Router())
 
 
 def _normalization(mesh: MeshConfig) -> tuple[bool, bool, str]:
@@ -38,7 +48,7 @@ def outbound_manager(
     normalize, merge, escaped = _normalization(build.context.mesh)
     return HttpManager(
         stat_prefix=stat_prefix,
-        filters=(filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
+        filters=(filters.SendPeer(), filters.MeshAlpn(), *_client_tail(build)),
         rds=rds,
         access_logs=client_logs(build.context.mesh, StatsKind.HTTP),
         normalize_path=normalize,
@@ -73,9 +83,7 @@ def inbound_manager(
     )
 
 
-def gateway_manager(
-    build: Build, stat_prefix: str, rds: str, origins: Origins = ()
-) -> HttpManager:
+def gateway_manager(build: Build, stat_prefix: str, rds: str, origins: Origins = ()) -> HttpManager:
     """HTTP from outside. The edge trusts nothing: addresses, client certificates, peer headers."""
     mesh = build.context.mesh
     normalize, merge, escaped = _normalization(mesh)
@@ -84,7 +92,12 @@ def gateway_manager(
     details = topology.forward_client_cert_details if topology is not None else "UNDEFINED"
     return HttpManager(
         stat_prefix=stat_prefix,
-        filters=(*policy_filters(build).http, filters.SendPeer(), filters.MeshAlpn(), *_TAIL),
+        filters=(
+            *policy_filters(build).http,
+            filters.SendPeer(),
+            filters.MeshAlpn(),
+            *_client_tail(build),
+        ),
         rds=rds,
         access_logs=client_logs(mesh, StatsKind.HTTP),
         use_remote_address=True,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from meltemi.ir.listener import ChainMatch, FilterChain
+from meltemi.ir.listener import ChainMatch, FilterChain, NetworkFilter, ResolveSni
 from meltemi.ir.route import WeightedCluster
 from meltemi.model.config import Config
 from meltemi.model.names import outbound_cluster
-from meltemi.model.service import Port, Service
-from meltemi.model.traffic import L4MatchAttributes, TLSMatchAttributes, VirtualService
+from meltemi.model.service import Port, Resolution, Service
+from meltemi.model.traffic import (
+    L4MatchAttributes,
+    RouteDestination,
+    TLSMatchAttributes,
+    VirtualService,
+)
 from meltemi.translate.build import Build
-from meltemi.translate.destinations import weighted
+from meltemi.translate.destinations import port_of, service_of, weighted
 from meltemi.translate.http_match import Place, gateways_apply
 from meltemi.translate.network_filters import client_tcp
 from meltemi.translate.scope import MESH_GATEWAY
@@ -31,6 +36,19 @@ def l4_applies(build: Build, config: Config[VirtualService], match: _AnyL4, plac
     if match.source_namespace and match.source_namespace != build.proxy.namespace:
         return False
     return build.proxy.matches(match.source_labels)
+
+
+def _by_name(
+    build: Build,
+    config: Config[VirtualService],
+    targets: tuple[RouteDestination, ...],
+    place: Place,
+) -> tuple[ResolveSni, ...]:
+    """The filter that resolves the SNI, when the (first) destination wants that."""
+    _, service = service_of(build, targets[0].destination, config.meta.namespace)
+    if service is None or service.resolution is not Resolution.DYNAMIC_DNS:
+        return ()
+    return (ResolveSni(port_of(targets[0].destination, service, place.port)),)
 
 
 def tls_chains(
@@ -57,7 +75,10 @@ def tls_chains(
                         server_names=names if len(names) == len(match.sni_hosts) else (),
                         transport_protocol="tls",
                     ),
-                    filters=(client_tcp(build, clusters[0].cluster, clusters, origins, tuning),),
+                    filters=(
+                        *_by_name(build, config, rule.route, place),
+                        client_tcp(build, clusters[0].cluster, clusters, origins, tuning),
+                    ),
                     origins=origins,
                 )
             )
@@ -96,10 +117,22 @@ def service_chain(
     """Everything to the service itself."""
     cluster = outbound_cluster(service.hostname, port.number)
     origins = (service.origin,)
+    by_name: tuple[NetworkFilter, ...] = ()
+    if service.resolution is Resolution.DYNAMIC_DNS:
+        by_name = (ResolveSni(port.target_port or port.number),)
+        if not port.protocol.is_tls:
+            build.report(
+                "MLT0202",
+                f"port {port.number} of {service.hostname} carries no name that could be resolved; "
+                "DYNAMIC_DNS serves HTTP and TLS only",
+                service.origin,
+                "declare the port's protocol HTTP or TLS, or use resolution NONE",
+            )
     return FilterChain(
         name=name,
         match=match,
         filters=(
+            *by_name,
             client_tcp(
                 build,
                 cluster,

@@ -13,7 +13,12 @@ from meltemi.ir.route import (
     VirtualHost,
     WeightedCluster,
 )
-from meltemi.model.names import PASSTHROUGH_CLUSTER, outbound_cluster, resolve_short_name
+from meltemi.model.names import (
+    BY_NAME_CLUSTER,
+    PASSTHROUGH_CLUSTER,
+    outbound_cluster,
+    resolve_short_name,
+)
 from meltemi.model.service import Port, Protocol, Service
 from meltemi.translate.build import Build
 from meltemi.translate.http_match import MATCH_ALL, Place
@@ -152,7 +157,8 @@ def fallthrough(build: Build) -> VirtualHost:
     if policy.mode == "REGISTRY_ONLY":
         refuse = Route("block_all", MATCH_ALL, DirectResponse(502))
         return VirtualHost("block_all", ("*",), (refuse,))
-    cluster = PASSTHROUGH_CLUSTER
+    by_name = policy.mode == "ALLOW_ANY_DYNAMIC_DNS"
+    cluster = BY_NAME_CLUSTER if by_name else PASSTHROUGH_CLUSTER
     if policy.egress_proxy is not None:
         target = policy.egress_proxy
         host = resolve_short_name(target.host, build.proxy.namespace, build.proxy.dns_domain)
