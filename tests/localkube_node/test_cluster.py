@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -52,15 +53,17 @@ class Cluster:
     """One localkube with its state in a temporary directory."""
 
     def __init__(self, home: Path, *options: str) -> None:
-        self.home = home
+        # The name chooses the LoadBalancer addresses: clusters side by side need their own.
+        self.name = f"t{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+        self.root = home / self.name
         self.environment = {**os.environ, "LOCALKUBE_HOME": str(home)}
         self.kubectl_path = find_kubectl()
-        self.environment["KUBECONFIG"] = str(home / "t" / "kubeconfig")
-        self.localkube("up", "--detach", "--name", "t", *options)
+        self.environment["KUBECONFIG"] = str(self.root / "kubeconfig")
+        self.localkube("up", "--detach", *options)
 
     def localkube(self, *words: str) -> str:
         """Run localkube; return what it printed."""
-        return self._run(str(BIN / "localkube"), *words)
+        return self._run(str(BIN / "localkube"), *words, "--name", self.name)
 
     def kubectl(self, *words: str, text: str | None = None) -> str:
         """Run kubectl; return what it printed."""
@@ -137,8 +140,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster with its node."""
     running = Cluster(tmp_path)
     yield running
-    running.localkube("down", "--name", "t")
-    assert not (tmp_path / "t" / "pods").exists()
+    running.localkube("down")
+    assert not (running.root / "pods").exists()
 
 
 def test_a_deployment_is_reachable_in_every_way(cluster: Cluster) -> None:
@@ -178,8 +181,8 @@ def test_a_deployment_is_reachable_in_every_way(cluster: Cluster) -> None:
 def test_pods_come_back_after_down_and_up(cluster: Cluster) -> None:
     """The state survives; containers count one restart more."""
     cluster.apply_web()
-    cluster.localkube("down", "--name", "t")
-    cluster.localkube("up", "--detach", "--name", "t")
+    cluster.localkube("down")
+    cluster.localkube("up", "--detach")
     cluster.kubectl("rollout", "status", "deployment/web", f"--timeout={int(LIMIT_S)}s")
     path = "{.items[*].status.containerStatuses[0].restartCount}"
     eventually(
@@ -193,10 +196,16 @@ def test_a_node_joins_a_cluster_that_is_not_its_own(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, "--no-node")
     server = cluster.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
     joined = tmp_path / "joined.kubeconfig"
-    joined.write_text((tmp_path / "t" / "node.kubeconfig").read_text())
+    joined.write_text((cluster.root / "node.kubeconfig").read_text())
     environment = {**cluster.environment, "KUBECONFIG": str(joined)}
     subprocess.run(
-        [cluster.kubectl_path, "config", "set-cluster", "localkube-t", f"--server={server}"],
+        [
+            cluster.kubectl_path,
+            "config",
+            "set-cluster",
+            f"localkube-{cluster.name}",
+            f"--server={server}",
+        ],
         env=environment,
         check=True,
         capture_output=True,
@@ -223,4 +232,4 @@ def test_a_node_joins_a_cluster_that_is_not_its_own(tmp_path: Path) -> None:
     finally:
         node.send_signal(signal.SIGINT)
         node.wait(timeout=20)
-        cluster.localkube("down", "--name", "t")
+        cluster.localkube("down")

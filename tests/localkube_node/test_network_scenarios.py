@@ -223,7 +223,7 @@ def test_a_load_balancer_address_relays_and_closes(tmp_path: Path) -> None:
 
 async def scenario_port_in_use(directory: Path) -> None:
     taken = socket.create_server(("127.55.0.9", 80))
-    async with node(directory) as (api, _):
+    async with node(directory, port_retry_s=0.05) as (api, _):
         await two_servers(api)
         status = {"loadBalancer": {"ingress": [{"ip": "127.55.0.9"}]}}
         api.put(SERVICES, {**service("edge", "10.96.1.1", type="LoadBalancer"), "status": status})
@@ -240,10 +240,13 @@ async def scenario_port_in_use(directory: Path) -> None:
         assert ports == [{"port": 80, "protocol": "TCP", "error": "AddressInUse"}]
         assert (await http_get("127.55.0.9", 8080)).startswith("a")
         await api.until(lambda: any("8080 works instead" in text for _, text in api.events("edge")))
-    taken.close()
+        taken.close()
+        await api.until(lambda: not api.find(SERVICES, "edge")["metadata"]["annotations"])
+        assert (await http_get("127.55.0.9", 80)).startswith("a")
+        assert "ports" not in api.find(SERVICES, "edge")["status"]["loadBalancer"]["ingress"][0]
 
 
-def test_a_taken_port_is_told_and_moved(tmp_path: Path) -> None:
+def test_a_taken_port_is_told_and_moved_until_it_is_free(tmp_path: Path) -> None:
     here("scenario_port_in_use", tmp_path)
 
 

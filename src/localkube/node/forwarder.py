@@ -28,7 +28,6 @@ ANNOTATION: Final = "localkube/forwarded-ports"
 _HIGH_PORTS: Final = 8000  # 80 -> 8080, 443 -> 8443
 _SEARCHED: Final = 200
 _CONNECT_S: Final = 5.0
-_RETRY_S: Final = 30.0
 
 _WHY: Final[Mapping[int, tuple[str, str]]] = {
     errno.EACCES: (
@@ -77,9 +76,19 @@ class Forwarder:
         self._reported: dict[str, Any] = {}
         self._log = structlog.get_logger("localkube.node.forwarder")
 
-    async def sync(self, services: Sequence[Mapping[str, Any]]) -> None:
-        """Open and close listeners so that they are those of ``services``."""
+    @property
+    def incomplete(self) -> bool:
+        """Whether a port is not open where its Service wants it."""
+        return any(row.error for row in self._listeners.values())
+
+    async def sync(self, services: Sequence[Mapping[str, Any]], retry: bool = False) -> None:
+        """Open and close listeners so that they are those of ``services``.
+
+        With ``retry`` ports that could not be opened before are tried again.
+        """
         async with self._lock:
+            if retry:
+                await self._move_back()
             wanted = {
                 (address, port): (cluster_ip, service)
                 for service in services
@@ -122,12 +131,34 @@ class Forwarder:
         if sock is None:
             self._log.warning("port not opened", address=address, port=port, error=message)
             return
+        await self._serve(sock, (address, port), opened, target, error, message)
+
+    async def _serve(
+        self,
+        sock: socket.socket,
+        key: tuple[str, int],
+        opened: int,
+        target: tuple[str, int],
+        error: str = "",
+        message: str = "",
+    ) -> None:
         # Each connection reads the target anew, so a changed ClusterIP needs no new listener.
-        key = (address, port)
         server = await asyncio.get_running_loop().create_server(
             lambda: Downstream(lambda downstream: self._connect_later(downstream, key)), sock=sock
         )
-        self._listeners[key] = Listener(address, port, opened, server, target, error, message)
+        self._listeners[key] = Listener(*key, opened, server, target, error, message)
+
+    async def _move_back(self) -> None:
+        """Give each moved port its wanted place, if that has become free."""
+        for key, row in list(self._listeners.items()):
+            if not row.error:
+                continue
+            try:
+                sock = await self._listen(row.address, row.wanted)
+            except OSError:
+                continue
+            self._close(row)
+            await self._serve(sock, key, row.wanted, row.target)
 
     async def _listen_high(self, address: str, port: int) -> tuple[int, socket.socket | None]:
         first = high_port(port)

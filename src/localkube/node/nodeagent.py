@@ -59,6 +59,8 @@ class NodeSettings:
     dns_ip: str = "10.96.0.10"
     domain: str = "cluster.local"
     version: str = "0.1.0"
+    port_retry_s: float = 30.0
+    """How often a LoadBalancer port that was taken is tried again, while nothing else changes."""
     advertised_ip: str = ""
     """The Node's address, where it is not ``ip``."""
 
@@ -212,7 +214,7 @@ class NodeAgent:
 
     async def _follow_services(self) -> None:
         while True:
-            await self._services_changed.wait()
+            retry = not await self._wait_for_services()
             await asyncio.sleep(_COALESCE_S)
             self._services_changed.clear()
             services, slices = list(self._services.items()), list(self._slices.items())
@@ -227,7 +229,16 @@ class NodeAgent:
             self._routed = _ready_addresses(slices)
             self._applied.set()
             self._applied = asyncio.Event()
-            await self._forwarder.sync(services)
+            await self._forwarder.sync(services, retry)
+
+    async def _wait_for_services(self) -> bool:
+        """Return True on a change, False when it is time to try taken ports again."""
+        limit = self.settings.port_retry_s if self._forwarder.incomplete else None
+        try:
+            await asyncio.wait_for(self._services_changed.wait(), limit)
+        except TimeoutError:
+            return False
+        return True
 
     async def _unrouted(self, address: str) -> None:
         """Return when no Service leads to ``address`` any more, at the latest after a moment."""
