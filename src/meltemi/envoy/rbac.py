@@ -12,10 +12,11 @@ from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2 as http_ext
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.network.ext_authz.v3 import ext_authz_pb2 as tcp_ext_authz_pb2
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as tcp_rbac_pb2
-from envoy.type.matcher.v3 import metadata_pb2, path_pb2, string_pb2, value_pb2
+from envoy.type.matcher.v3 import path_pb2, string_pb2
 
 from meltemi.envoy.anys import duration, uint32
-from meltemi.envoy.routes import regex, string_matcher
+from meltemi.envoy.metadata import metadata_matcher
+from meltemi.envoy.routes import string_matcher, text_matcher
 from meltemi.ir import authorization as ir
 from meltemi.ir.route import StringMatch
 
@@ -26,13 +27,6 @@ TCP_EXT_AUTHZ = "envoy.filters.network.ext_authz"
 _ACTIONS = {"ALLOW": rbac_pb2.RBAC.ALLOW, "DENY": rbac_pb2.RBAC.DENY, "LOG": rbac_pb2.RBAC.LOG}
 # RBAC's own name for the policy that its shadow rules chose; the prefix comes before it.
 _SHADOW_POLICY = "shadow_effective_policy_id"
-
-
-def text_matcher(match: StringMatch) -> Any:
-    """A StringMatcher; presence is any text but the empty one."""
-    if match.kind == "present":
-        return string_pb2.StringMatcher(safe_regex=regex("(?s).+"))
-    return string_matcher(match)
 
 
 def _cidr(text: str) -> Any:
@@ -54,26 +48,16 @@ def _path(entry: ir.Path) -> Any:
     return path_pb2.PathMatcher(path=text_matcher(entry.match))
 
 
-def metadata_matcher(entry: ir.Metadata) -> Any:
-    """A MetadataMatcher for a string, an element of a list, or either."""
-    wanted = text_matcher(entry.match)
-    one = value_pb2.ValueMatcher(string_match=wanted)
-    many = value_pb2.ValueMatcher(
-        list_match=value_pb2.ListMatcher(one_of=value_pb2.ValueMatcher(string_match=wanted))
-    )
-    chosen = [matcher for matcher, used in ((one, entry.text), (many, entry.lists)) if used]
-    return metadata_pb2.MetadataMatcher(
-        filter=entry.filter,
-        path=[metadata_pb2.MetadataMatcher.PathSegment(key=key) for key in entry.path],
-        value=chosen[0]
-        if len(chosen) == 1
-        else value_pb2.ValueMatcher(or_match=value_pb2.OrMatcher(value_matchers=chosen)),
-    )
-
-
 def _from_request(entry: ir.Metadata) -> Any:
     return rbac_pb2.SourcedMetadata(
-        metadata_matcher=metadata_matcher(entry), metadata_source=rbac_pb2.DYNAMIC
+        metadata_matcher=metadata_matcher(
+            entry.filter,
+            entry.path,
+            text_matcher(entry.match),
+            text=entry.text,
+            lists=entry.lists,
+        ),
+        metadata_source=rbac_pb2.DYNAMIC,
     )
 
 
@@ -182,15 +166,8 @@ def tcp_rbac(entry: ir.Rbac) -> tuple[str, Any]:
 
 def _switch(entry: ir.ExtAuthz, rbac: str) -> Any:
     """True when the shadow rules before chose one of the authorizer's policies."""
-    return metadata_pb2.MetadataMatcher(
-        filter=rbac,
-        path=[
-            metadata_pb2.MetadataMatcher.PathSegment(key=entry.shadow_prefix + _SHADOW_POLICY),
-        ],
-        value=value_pb2.ValueMatcher(
-            string_match=string_pb2.StringMatcher(prefix=entry.policy_prefix)
-        ),
-    )
+    wanted = string_pb2.StringMatcher(prefix=entry.policy_prefix)
+    return metadata_matcher(rbac, (entry.shadow_prefix + _SHADOW_POLICY,), wanted, lists=False)
 
 
 def _grpc(entry: ir.ExtAuthz) -> Any:

@@ -19,7 +19,9 @@ from envoy.type.v3 import percent_pb2
 from google.protobuf import any_pb2
 
 from meltemi.envoy.anys import boolean, duration, maybe_duration, pack, uint32
+from meltemi.envoy.metadata import metadata_matcher
 from meltemi.envoy.wire import field_bytes
+from meltemi.ir.jwt import JWT_FILTER, PAYLOAD
 from meltemi.ir.route import (
     Cors,
     DirectResponse,
@@ -65,6 +67,13 @@ def string_matcher(match: StringMatch) -> Any:
     return string_pb2.StringMatcher(**{match.kind: match.value}, ignore_case=match.ignore_case)
 
 
+def text_matcher(match: StringMatch) -> Any:
+    """A StringMatcher where presence is any text but the empty one."""
+    if match.kind == "present":
+        return string_pb2.StringMatcher(safe_regex=regex("(?s).+"))
+    return string_matcher(match)
+
+
 def _header(match: HeaderMatch) -> Any:
     made = route_components_pb2.HeaderMatcher(
         name=match.name,
@@ -91,6 +100,10 @@ def _match(match: RouteMatch) -> Any:
     made = route_components_pb2.RouteMatch(
         headers=[_header(header) for header in match.headers],
         query_parameters=[_query(name, value) for name, value in match.query],
+        dynamic_metadata=[
+            metadata_matcher(JWT_FILTER, (PAYLOAD, *c.path), text_matcher(c.match), invert=c.invert)
+            for c in match.claims
+        ],
     )
     path = match.path
     if path.kind == "exact":

@@ -25,6 +25,15 @@ class HeaderMatch:
 
 
 @value
+class ClaimMatch:
+    """A condition on a claim of the request's verified token; an absent claim only matches inverted."""
+
+    path: tuple[str, ...]
+    match: StringMatch
+    invert: bool = False
+
+
+@value
 class RouteMatch:
     """All conditions must hold. ``path.kind``: exact, prefix, regex or path_prefix (whole segments)."""
 
@@ -32,6 +41,7 @@ class RouteMatch:
     headers: tuple[HeaderMatch, ...] = ()
     query: tuple[tuple[str, StringMatch], ...] = ()
     grpc: bool = False
+    claims: tuple[ClaimMatch, ...] = ()
 
 
 @value

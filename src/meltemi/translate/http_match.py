@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meltemi.ir.route import HeaderMatch, RouteMatch, StringMatch
+from meltemi.ir.route import ClaimMatch, HeaderMatch, RouteMatch, StringMatch
 from meltemi.model.traffic import HTTPMatchRequest
 from meltemi.model.traffic import StringMatch as ApiMatch
 from meltemi.push.classes import ProxyClass
 from meltemi.translate.scope import MESH_GATEWAY, qualified
 
 MATCH_ALL = RouteMatch()
+# "Headers" of this name are claims of the request's token (Istio's claim-based routing at gateways).
+CLAIMS = "@request.auth.claims"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,13 @@ def _path(match: HTTPMatchRequest) -> StringMatch:
 
 def _headers(match: HTTPMatchRequest) -> list[HeaderMatch]:
     found = [
-        HeaderMatch(name, string_match(value)) for name, value in sorted(match.headers.items())
+        HeaderMatch(name, string_match(value))
+        for name, value in sorted(match.headers.items())
+        if not name.startswith(CLAIMS)
     ]
     for name, value in sorted(match.without_headers.items()):
+        if name.startswith(CLAIMS):
+            continue
         # A header that is missing does not match, so it satisfies withoutHeaders.
         wanted = string_match(value)
         found.append(
@@ -97,12 +103,31 @@ def _headers(match: HTTPMatchRequest) -> list[HeaderMatch]:
     return found
 
 
+def claim_path(name: str) -> tuple[str, ...]:
+    """``@request.auth.claims.a.b`` or ``@request.auth.claims[a.b][c]`` -> the claim's path."""
+    rest = name.removeprefix(CLAIMS)
+    if rest.startswith("[") and rest.endswith("]"):
+        return tuple(rest[1:-1].split("]["))
+    return tuple(rest.removeprefix(".").split("."))
+
+
+def _claims(match: HTTPMatchRequest) -> tuple[ClaimMatch, ...]:
+    return tuple(
+        ClaimMatch(claim_path(name), string_match(value), invert)
+        for conditions, invert in ((match.headers, False), (match.without_headers, True))
+        for name, value in sorted(conditions.items())
+        if name.startswith(CLAIMS)
+    )
+
+
 def build_match(match: HTTPMatchRequest | None) -> RouteMatch:
     """The conditions that Envoy checks per request. None matches everything."""
     if match is None:
         return MATCH_ALL
     query = tuple((name, string_match(value)) for name, value in sorted(match.query_params.items()))
-    return RouteMatch(path=_path(match), headers=tuple(_headers(match)), query=query)
+    return RouteMatch(
+        path=_path(match), headers=tuple(_headers(match)), query=query, claims=_claims(match)
+    )
 
 
 def is_catch_all(match: RouteMatch) -> bool:
@@ -111,4 +136,5 @@ def is_catch_all(match: RouteMatch) -> bool:
     everything = (path.kind == "prefix" and path.value == "/") or (
         path.kind == "regex" and path.value in ("/.*", ".*")
     )
-    return everything and not match.headers and not match.query and not match.grpc
+    conditions = match.headers or match.query or match.claims
+    return everything and not conditions and not match.grpc

@@ -7,7 +7,7 @@ from dataclasses import replace
 from meltemi.ir.cluster import Cluster
 from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, NetworkFilter
 from meltemi.ir.route import Forward, Route, RouteConfig, VirtualHost, WeightedCluster
-from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls
+from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls, SanMatch
 from meltemi.ir.value import Origins
 from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
@@ -35,12 +35,20 @@ _HTTP_ALPN = ("h2", "istio-http/1.1", "http/1.1", "istio")
 _TCP_ALPN = ("istio-peer-exchange", "istio")
 
 
+def trust_domains(build: Build) -> tuple[str, ...]:
+    """Trust domains whose members may connect: the mesh's own, its aliases, and those of further roots."""
+    mesh = build.context.mesh
+    foreign = (domain for entry in mesh.ca_certificates for domain in entry.trust_domains)
+    return tuple(dict.fromkeys((mesh.trust_domain, *mesh.trust_domain_aliases, *foreign)))
+
+
 def _tls(build: Build, *, http: bool) -> DownstreamTls:
     defaults = build.context.mesh.mesh_mtls
     return DownstreamTls(
         certificates=(WORKLOAD_CERTIFICATE,),
         roots=WORKLOAD_ROOTS,
         client_certificate="required",
+        sans=tuple(SanMatch("uri", "prefix", f"spiffe://{d}/") for d in trust_domains(build)),
         alpn=_HTTP_ALPN if http else _TCP_ALPN,
         min_version=defaults.min_protocol_version
         if defaults is not None and defaults.min_protocol_version != "TLS_AUTO"
