@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from meltemi.config.decode import load, parse_yaml
+from meltemi.config.mesh import parse_mesh_networks
 from meltemi.envoy import encode, encode_endpoints
 from meltemi.ir.proxy import ProxyIR
 from meltemi.model import kubernetes as k8s
@@ -135,7 +136,9 @@ def _placed(config: Config[Any]) -> Config[Any]:
     return replace(config, meta=replace(config.meta, namespace=namespace), spec=spec)
 
 
-def build_world(text: str, *, mesh: str = "", source: str = "test.yaml") -> World:
+def build_world(
+    text: str, *, mesh: str = "", networks: str = "", source: str = "test.yaml"
+) -> World:
     """Build a mesh from YAML documents. Objects are as old as their order in the text."""
     raws, findings = parse_yaml(text, source)
     settings, more = _mesh(mesh)
@@ -172,6 +175,7 @@ def build_world(text: str, *, mesh: str = "", source: str = "test.yaml") -> Worl
         configs,
         secrets,
         endpoints=store.endpoints,
+        networks=parse_mesh_networks(networks)[0] if networks else None,
         namespaces={
             entry.metadata.name: dict(entry.metadata.labels or {})
             for entry in natives

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from meltemi.adapters.world import World
-from meltemi.config.mesh import parse_mesh_config
+from meltemi.config.mesh import parse_mesh_config, parse_mesh_networks
 from meltemi.inject import InjectionConfig, parse_injection_config
 from meltemi.model.mesh import MeshConfig
 from meltemi.model.origin import Level
@@ -42,6 +42,8 @@ class MeshSettings:
 
     def take_mesh(self, data: Mapping[str, str]) -> None:
         """ConfigMap ``istio``. One that is gone leaves the last settings."""
+        if "meshNetworks" in data:
+            self._take_networks(data["meshNetworks"])
         if "mesh" not in data:
             return
         mesh = read_mesh(data["mesh"], "ConfigMap istio, key mesh")
@@ -54,6 +56,13 @@ class MeshSettings:
                 wanted=mesh.trust_domain,
             )
         self._world.set_mesh(mesh)
+
+    def _take_networks(self, text: str) -> None:
+        networks, findings = parse_mesh_networks(text, "ConfigMap istio, key meshNetworks")
+        for finding in findings:
+            log.error("networks of the mesh", finding=str(finding))
+        if not any(finding.level is Level.ERROR for finding in findings):
+            self._world.set_networks(networks)
 
     def take_injection(self, data: Mapping[str, str]) -> None:
         """ConfigMap ``istio-sidecar-injector``."""

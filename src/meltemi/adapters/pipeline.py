@@ -316,10 +316,18 @@ class Pipeline:
         frozen = self._frozen()
         configs = list(world.configs.values())
         secrets, namespaces, mesh = dict(world.secrets), dict(world.namespaces), world.mesh
+        networks = world.networks
 
         def build() -> PushContext:
             return build_push_context(
-                mesh, registry, configs, secrets, previous, endpoints=frozen, namespaces=namespaces
+                mesh,
+                registry,
+                configs,
+                secrets,
+                previous,
+                endpoints=frozen,
+                namespaces=namespaces,
+                networks=networks,
             )
 
         self.context = await self._in_worker(build)

@@ -17,7 +17,7 @@ import structlog
 
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
-from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
+from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig, MeshNetworks
 from meltemi.model.origin import Finding, Level
 from meltemi.push.secrets import SecretData, secret_from_data
 from meltemi.registry.from_kubernetes import RegistrySettings
@@ -53,6 +53,7 @@ class World:
 
     settings: RegistrySettings = field(default_factory=RegistrySettings)
     mesh: MeshConfig = DEFAULT_MESH_CONFIG
+    networks: MeshNetworks = MeshNetworks()
     listener: Callable[[Change], None] = lambda change: None
     configs: dict[Key, AnyConfig] = field(default_factory=dict)
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -72,6 +73,13 @@ class World:
             return
         self.mesh = mesh
         self._tell(Change(everything=True, reason="global"))
+
+    def set_networks(self, networks: MeshNetworks) -> None:
+        """The mesh's networks are these now."""
+        if networks == self.networks:
+            return
+        self.networks = networks
+        self._tell(Change(everything=True, reason="networks"))
 
     # --- Kubernetes' own kinds ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 
+from meltemi.envoy.networks import across_networks
 from meltemi.envoy.wire import field_bytes, field_int, field_text, struct_of_text, wrapped_int
 from meltemi.ir.cluster import StaticEndpoint
 from meltemi.ir.endpoint import EndpointNeed, LocalityPolicy
@@ -192,7 +193,8 @@ def priority_groups(
 def encode_endpoints(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> Resource:
     """The ClusterLoadAssignment of one cluster. An empty one is a valid answer: the cluster has no endpoints."""
     out = [field_text(1, need.cluster)]
-    for (priority, locality, weight), members in _grouped(need, select(need, endpoints)).items():
+    chosen = across_networks(need, select(need, endpoints))
+    for (priority, locality, weight), members in _grouped(need, chosen).items():
         region, zone, sub = ([*locality.split("/"), "", "", ""])[:3]
         place = field_text(1, region) + field_text(2, zone) + field_text(3, sub)
         body = field_bytes(1, place)

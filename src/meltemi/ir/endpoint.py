@@ -31,7 +31,12 @@ class EndpointNeed:
     port: int
     subset: Pairs = ()
     locality: str = ""  # of the proxy
+    # Endpoints of other networks are reached through their gateways: (network, ((address, port), ...)).
     network: str = ""
+    gateways: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
+    ranges: tuple[tuple[str, str], ...] = ()  # (CIDR, network) of endpoints that name none
+    clusters: tuple[tuple[str, str], ...] = ()  # (cluster, network)
+    local_only: bool = False  # a gateway between networks hands over to its own network only
     policy: LocalityPolicy = LocalityPolicy()
     # (labels, port) of workloads whose policy refuses mTLS; port 0 is every port, no labels every workload.
     plaintext: tuple[tuple[Pairs, int], ...] = ()

@@ -96,6 +96,7 @@ class Service:
     ports: tuple[Port, ...]
     addresses: tuple[str, ...] = ()
     auto_allocated: tuple[str, ...] = ()
+    external_addresses: tuple[str, ...] = ()  # of its load balancer
     resolution: Resolution = Resolution.CLIENT_SIDE_LB
     mesh_external: bool = False
     registry: str = "Kubernetes"  # Kubernetes | External | Consul

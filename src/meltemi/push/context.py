@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from meltemi.model.config import AnyConfig, Config
 from meltemi.model.destination_rule import DestinationRule
 from meltemi.model.extensions import EnvoyFilter
-from meltemi.model.mesh import MeshConfig
+from meltemi.model.mesh import MeshConfig, MeshNetworks
 from meltemi.model.security import PeerAuthentication
 from meltemi.model.service import Endpoint, Service
 from meltemi.model.topology import Gateway, Sidecar
 from meltemi.model.traffic import VirtualService
 from meltemi.push.facts import NO_FACTS, EndpointFacts, derive_facts
+from meltemi.push.networks import NO_NETWORKS, Networks, derive_networks
 from meltemi.push.secrets import SecretData
 from meltemi.registry.index import Registry
 
@@ -46,6 +47,7 @@ class PushContext:
     configs: Mapping[str, tuple[AnyConfig, ...]] = field(default_factory=dict)
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     secrets: Mapping[ServiceKey, SecretData] = field(default_factory=dict)
+    networks: Networks = NO_NETWORKS
     version: str = ""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -123,6 +125,7 @@ def build_push_context(
     *,
     endpoints: EndpointSource | None = None,
     namespaces: Mapping[str, Mapping[str, str]] | None = None,
+    networks: MeshNetworks | None = None,
 ) -> PushContext:
     """A new snapshot.
 
@@ -160,5 +163,6 @@ def build_push_context(
         configs=indexed,
         namespaces=namespaces or {},
         secrets=secrets or {},
-        version=_digest(services, everything, repr(mesh)),
+        networks=derive_networks(networks or MeshNetworks(), services),
+        version=_digest(services, everything, repr(mesh) + repr(networks)),
     )

@@ -95,6 +95,7 @@ def service_from(source: k8s.Service, settings: RegistrySettings) -> Service:
         meta=meta,
         ports=tuple(_port(port) for port in spec.ports or () if port.port > 0),
         addresses=() if headless or alias else tuple(a for a in addresses if a and a != "None"),
+        external_addresses=_external(source),
         resolution=resolution,
         mesh_external=alias,
         export_to=frozenset(
@@ -114,6 +115,12 @@ def service_from(source: k8s.Service, settings: RegistrySettings) -> Service:
         session_affinity_s=affinity,
         origin=Origin("Service", meta.namespace, meta.name, resource_version=meta.resource_version),
     )
+
+
+def _external(source: k8s.Service) -> tuple[str, ...]:
+    """Addresses at which a load balancer offers a Service, IPs only: proxies do not resolve gateways' names."""
+    entries = source.status.load_balancer.ingress or ()
+    return tuple(entry.ip for entry in entries if entry.ip)
 
 
 def _port(port: k8s.ServicePort) -> Port:

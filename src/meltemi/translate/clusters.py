@@ -158,12 +158,13 @@ def _outbound(
     )
 
 
-def _need(
+def endpoint_need(
     build: Build, service: Service, port: Port, rule: Rule | None, subset: Subset | None
 ) -> EndpointNeed:
     policy = effective_policy(build, rule, port.number, subset)
     name = subset.name if subset is not None else ""
     locality = tuning.locality_policy(policy, build.context.mesh, build.proxy)
+    networks = build.context.networks
     return EndpointNeed(
         cluster=outbound_cluster(service.hostname, port.number, name),
         hostname=service.hostname,
@@ -173,7 +174,10 @@ def _need(
         subset=selector(subset.labels if subset is not None else None),
         # Only a policy that compares localities makes clusters differ between them.
         locality=build.proxy.locality if locality.enabled else "",
-        network="",
+        network=build.proxy.network if networks.gateways else "",
+        gateways=networks.gateways,
+        ranges=networks.ranges,
+        clusters=networks.clusters,
         policy=locality,
         plaintext=plaintext_workloads(build.context, service.namespace),
         node=build.proxy.node if service.internal_traffic_local else "",
@@ -197,7 +201,7 @@ def outbound_clusters(build: Build) -> tuple[list[Cluster], list[EndpointNeed]]:
                 clusters.append(made)
                 if made.type is ClusterType.EDS:
                     subset = variant[0] if variant is not None else None
-                    needs.append(_need(build, service, port, rule, subset))
+                    needs.append(endpoint_need(build, service, port, rule, subset))
     return clusters, needs
 
 

@@ -9,6 +9,7 @@ from meltemi.push.context import PushContext
 from meltemi.translate.authorization import selected
 from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters
+from meltemi.translate.east_west import east_west_clusters
 from meltemi.translate.envoy_filters import patches_for
 from meltemi.translate.gateway_secrets import gateway_secrets
 from meltemi.translate.gateways import gateway_listeners
@@ -31,6 +32,9 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
     if proxy_class.is_gateway:
         listeners, routes = gateway_listeners(build)
         secrets = gateway_secrets(build)
+        between, their_needs = east_west_clusters(build)
+        clusters += between
+        needs += their_needs
     else:
         listeners, routes = outbound_listeners(build)
         inbound, own = inbound_listeners(build)

@@ -104,8 +104,8 @@ def _bound_port(build: Build, number: int) -> int:
     return number
 
 
-def bound_servers(build: Build) -> list[Bound]:
-    """The servers of all Gateways that select this class, oldest Gateway first."""
+def bound_servers(build: Build, *, quiet: bool = False) -> list[Bound]:
+    """The servers of all Gateways that select this class, oldest Gateway first. ``quiet``: others report what is wrong."""
     found: list[Bound] = []
     for config in build.context.gateways:
         if not build.proxy.matches(config.spec.selector):
@@ -115,6 +115,8 @@ def bound_servers(build: Build) -> list[Bound]:
                 continue
             port = _bound_port(build, server.port.number)
             if build.proxy.unprivileged and port < 1024:
+                if quiet:
+                    continue
                 build.report(
                     "MLT0103",
                     f"the gateway may not bind port {port}",
