@@ -210,9 +210,11 @@ class AgentRuntime:
                 error = f"{settings.credentials_dir} cannot be written: {problem.strerror}"
         if error:
             self._counters.cert_failures += 1
+            self._counters.cert_failures_in_row += 1
             failed = certificates.RequestFailed(time.time(), _chance(), error)
             self._put("certificates", failed)
             return
+        self._counters.cert_failures_in_row = 0
         validity = certificates.Validity(answer.not_before, answer.not_after)
         self._put("certificates", certificates.Issued(time.time(), _chance(), validity))
 

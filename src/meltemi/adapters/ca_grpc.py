@@ -7,7 +7,7 @@ request says about it is not read. Signing runs in a few threads (the interprete
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +16,17 @@ import structlog
 from cryptography import x509
 
 from meltemi.adapters.authenticate import Authenticator, CannotReview
+from meltemi.adapters.ca_external import ExternalAuthority, ExternalRefused
 from meltemi.adapters.metrics import Metrics
 from meltemi.ca import authority
-from meltemi.ca.identity import Identity, NotAuthenticated
+from meltemi.ca.identity import Identity, NotAuthenticated, NotPermitted, impersonate
 from meltemi.kit.clock import Clock
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 log = structlog.get_logger("ca")
 THREADS = 2
+IMPERSONATED = "ImpersonatedIdentity"
+Beside = Callable[[str, str], Collection[tuple[str, str]]]
 # (caller, the request's metadata, gRPC's name of the peer, who signed, when it expires)
 Note = Callable[[Identity, Mapping[str, Any], str, authority.Authority, float], None]
 
@@ -46,8 +49,17 @@ class CertificateServer:
         default_ttl_s: float = authority.WORKLOAD_TTL_S,
         max_ttl_s: float = authority.WORKLOAD_TTL_MAX_S,
         note: Note = lambda who, hints, peer, held, expires: None,
+        trusted_nodes: tuple[str, ...] = (),
+        beside: Beside = lambda namespace, pod: frozenset(),
+        external: ExternalAuthority | None = None,
     ) -> None:
-        """``note`` hears of every certificate issued."""
+        """``note`` hears of every certificate issued; ``external`` signs instead of ``current``.
+
+        ``trusted_nodes`` and ``beside`` are those of ``identity.impersonate``.
+        """
+        self._trusted_nodes = trusted_nodes
+        self._beside = beside
+        self._external = external
         self._note = note
         self._current = current
         self._authenticator = authenticator
@@ -81,6 +93,16 @@ class CertificateServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         except CannotReview as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        hints = {name: value.string_value for name, value in request.metadata.fields.items()}
+        if wanted := hints.get(IMPERSONATED):
+            try:
+                who = impersonate(who, wanted, self._trusted_nodes, self._beside)
+            except NotPermitted as error:
+                self._metrics.id_extraction_errors.inc()
+                log.warning("impersonation refused", identity=who.spiffe, reason=str(error))
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        if self._external is not None:
+            return await self._forward(self._external, request, who, context)
         held = self._current()
         if held is None:
             await context.abort(
@@ -97,12 +119,27 @@ class CertificateServer:
             log.warning("signing request refused", identity=who.spiffe, reason=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         self._metrics.certs_issued.inc()
-        hints = {name: value.string_value for name, value in request.metadata.fields.items()}
         self._note(who, hints, context.peer(), held, issued.expires)
         log.info(
             "certificate issued", identity=who.spiffe, serial=f"{issued.serial:x}", by=who.source
         )
         return ca_pb2.IstioCertificateResponse(cert_chain=issued.chain)
+
+    async def _forward(
+        self, external: ExternalAuthority, request: Any, who: Identity, context: Any
+    ) -> Any:
+        """Let another authority sign, for the identity that was proven here."""
+        try:
+            chain = await external.sign(
+                request.csr, who.spiffe, request.validity_duration or int(self._default_ttl_s)
+            )
+        except ExternalRefused as error:
+            self._metrics.sign_errors.labels("external").inc()
+            log.warning("external authority did not sign", identity=who.spiffe, reason=str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        self._metrics.certs_issued.inc()
+        log.info("certificate issued", identity=who.spiffe, by="external authority")
+        return ca_pb2.IstioCertificateResponse(cert_chain=chain)
 
     def _issue(self, held: authority.Authority, request: Any, identity: str) -> authority.Issued:
         return authority.issue(

@@ -121,6 +121,10 @@ class Metrics:
         self.csr_parsing_errors = counter(
             "citadel_server_csr_parsing_err_count", "Requests that cannot be read"
         )
+        self.id_extraction_errors = counter(
+            "citadel_server_id_extraction_err_count",
+            "Requests for an identity that the caller may not have",
+        )
         self.sign_errors = counter(
             "citadel_server_csr_sign_err_count", "Requests that were not signed", ("error",)
         )

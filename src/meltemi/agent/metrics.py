@@ -83,6 +83,7 @@ class AgentCounters:
     scrape_failures: dict[str, int] = field(default_factory=dict)
     cert_requests: int = 0
     cert_failures: int = 0
+    cert_failures_in_row: int = 0
     envoy_restarts: int = 0
     cert_not_after: float = 0.0
 
@@ -108,6 +109,8 @@ class AgentCounters:
         yield f'istio_agent_num_failed_outgoing_requests{{request_type="csr"}} {self.cert_failures}'
         yield "# TYPE istio_agent_envoy_connection_terminations counter"
         yield f"istio_agent_envoy_connection_terminations {self.envoy_restarts}"
+        yield "# TYPE istio_agent_cert_renewal_failures_in_row gauge"
+        yield f"istio_agent_cert_renewal_failures_in_row {self.cert_failures_in_row}"
         if self.cert_not_after:
             yield "# TYPE istio_agent_cert_expiry_seconds gauge"
             yield f'istio_agent_cert_expiry_seconds{{resource_name="default"}} {self.cert_not_after - now:.0f}'

@@ -6,13 +6,20 @@ Nothing that the caller itself claims is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from meltemi.model import names
 
 TOKEN_AUDIENCE = "istio-ca"  # noqa: S105 - the audience that a token must carry, not a token
+
+
+POD_NAME = "authentication.kubernetes.io/pod-name"
+
+
+class NotPermitted(Exception):
+    """The caller is known, and may not have what it asks for; the text says why."""
 
 
 class NotAuthenticated(Exception):
@@ -27,6 +34,7 @@ class Identity:
     namespace: str
     service_account: str
     source: str = "token"  # token | certificate
+    pod: str = ""  # the pod that the API server bound the token to
 
     @property
     def spiffe(self) -> str:
@@ -66,4 +74,35 @@ def from_token_review(status: Mapping[str, Any], trust_domain: str, audience: st
     parts = str(user.get("username", "")).split(":")
     if len(parts) != 4 or parts[:2] != ["system", "serviceaccount"] or not all(parts):
         raise NotAuthenticated("the token is not a service account's")
-    return Identity(trust_domain, parts[2], parts[3])
+    bound = (user.get("extra") or {}).get(POD_NAME) or ()
+    pod = str(bound[0]) if isinstance(bound, (list, tuple)) and len(bound) == 1 else ""
+    return Identity(trust_domain, parts[2], parts[3], pod=pod)
+
+
+def impersonate(
+    caller: Identity,
+    wanted: str,
+    trusted: Iterable[str],
+    beside: Callable[[str, str], Collection[tuple[str, str]]],
+) -> Identity:
+    """The identity that a node agent asks for in the name of a pod on its own node. Raises NotPermitted.
+
+    ``trusted`` are ``<namespace>/<service account>`` (CA_TRUSTED_NODE_ACCOUNTS); ``beside(namespace, pod)`` tells
+    the accounts of all pods on that pod's node. The caller's node comes from its token, never from the request.
+    """
+    account = f"{caller.namespace}/{caller.service_account}"
+    if account not in trusted:
+        raise NotPermitted(
+            f"{account} may not ask for other identities; list it in CA_TRUSTED_NODE_ACCOUNTS if it is a node agent"
+        )
+    parts = names.parse_spiffe(wanted)
+    if parts is None or parts[0] != caller.trust_domain:
+        raise NotPermitted(f"{wanted!r} is no identity of trust domain {caller.trust_domain}")
+    if not caller.pod:
+        raise NotPermitted(
+            "the token does not say which pod it is bound to, so its node is not known"
+        )
+    _, namespace, name = parts
+    if (namespace, name) not in beside(caller.namespace, caller.pod):
+        raise NotPermitted(f"no pod of {namespace}/{name} runs on the node of {caller.pod}")
+    return Identity(caller.trust_domain, namespace, name, "node agent")

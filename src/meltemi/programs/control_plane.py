@@ -19,7 +19,8 @@ import click
 import structlog
 
 from meltemi.adapters import kube_connection
-from meltemi.adapters.authenticate import Authenticator, KubeReviewer
+from meltemi.adapters.authenticate import Authenticator, KubeReviewer, Reviewer
+from meltemi.adapters.ca_external import ExternalAuthority
 from meltemi.adapters.ca_grpc import CertificateServer
 from meltemi.adapters.ca_rotation import Conductor, Ledger, Sharer
 from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
@@ -35,6 +36,7 @@ from meltemi.adapters.kube_watch import Collection, WatchSession
 from meltemi.adapters.leader import Leader
 from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.oidc import OidcReviewer, parse_rules
 from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.status_writer import StatusWriter
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
@@ -95,7 +97,7 @@ class Parts:
     store: AuthorityStore
     pages: DebugPages
     http: HttpPorts
-    reviewer: KubeReviewer | None
+    reviewer: Reviewer | None
     ledger: Ledger
     discovery: DiscoveryServer | None = None
 
@@ -196,9 +198,26 @@ class ControlPlane:
             ),
             pages=DebugPages(pipeline, VERSION, lambda: mesh_settings.injection),
             http=http,
-            reviewer=KubeReviewer(api, clock, mesh.trust_domain) if api is not None else None,
+            reviewer=self._reviewer(api, mesh.trust_domain),
             ledger=Ledger(clock, lambda: [c.proxy for c in pipeline.connections]),
         )
+
+    def _reviewer(self, api: KubeApi | None, trust_domain: str) -> Reviewer | None:
+        """Who verifies tokens: the API server, and the issuers of JWT_RULE."""
+        kube = KubeReviewer(api, self.clock, trust_domain) if api is not None else None
+        issuers = parse_rules(self.options.jwt_rule)
+        return OidcReviewer(issuers, kube, self.clock, trust_domain) if issuers else kube
+
+    def _external(self, stack: AsyncExitStack) -> ExternalAuthority | None:
+        """Another authority that signs for workloads, if one is set."""
+        options = self.options
+        if not options.external_ca:
+            return None
+        external = ExternalAuthority(
+            options.external_ca, options.external_ca_root, options.external_ca_token
+        )
+        stack.push_async_callback(external.close)
+        return external
 
     async def _serve_debug(self, parts: Parts, started: float) -> None:
         """Readiness, debug pages and metrics come first: a start that waits can be looked at."""
@@ -244,6 +263,9 @@ class ControlPlane:
             default_ttl_s=options.workload_ttl_s,
             max_ttl_s=options.workload_ttl_max_s,
             note=parts.ledger.note,
+            trusted_nodes=options.trusted_node_accounts,
+            beside=parts.world.registry.accounts_beside,
+            external=self._external(stack),
         )
         stack.callback(signer.close)
         server = GrpcServer([parts.discovery.handlers(), signer.handlers()])

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from meltemi.adapters.oidc import parse_rules
 from meltemi.config.durations import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,6 +49,11 @@ class Options:
     workload_ttl_max_s: float = 90 * 24 * 3600.0
     root_ttl_s: float = 3650 * 24 * 3600.0
     root_rsa_bits: int = 2048
+    jwt_rule: str = ""
+    external_ca: str = ""
+    external_ca_root: str = ""
+    external_ca_token: str = ""
+    trusted_node_accounts: tuple[str, ...] = ()
     rotation_pause_s: float = 1.0
     rotation_settle_s: float = 30.0
     log_level: str = "default:info"
@@ -175,6 +181,11 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         workload_ttl_max_s=seconds("MAX_WORKLOAD_CERT_TTL", 90 * 24 * 3600.0),
         root_ttl_s=seconds("CITADEL_SELF_SIGNED_CA_CERT_TTL", 3650 * 24 * 3600.0),
         root_rsa_bits=_rsa_bits(environ.get("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE") or "2048"),
+        external_ca=environ.get("MESH_EXTERNAL_CA_ADDR", ""),
+        external_ca_root=environ.get("MESH_EXTERNAL_CA_ROOT", ""),
+        external_ca_token=environ.get("MESH_EXTERNAL_CA_TOKEN", ""),
+        jwt_rule=_checked_rule(environ.get("JWT_RULE", "")),
+        trusted_node_accounts=_accounts(environ.get("CA_TRUSTED_NODE_ACCOUNTS", "")),
         log_level=given["log_level"],
         log_json=given["log_json"],
     )
@@ -185,3 +196,21 @@ def _rsa_bits(text: str) -> int:
         name = "CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE"
         raise click.BadParameter(f"{name}={text} is not 2048, 3072 or 4096")
     return int(text)
+
+
+def _checked_rule(text: str) -> str:
+    try:
+        parse_rules(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+def _accounts(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for part in found:
+        if len(list(filter(None, part.split("/")))) != 2:
+            raise click.BadParameter(
+                f"CA_TRUSTED_NODE_ACCOUNTS: {part!r} is not <namespace>/<service account>"
+            )
+    return found

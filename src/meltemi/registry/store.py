@@ -90,6 +90,17 @@ class RegistryStore:
         """Pods that endpoints wait for (metric ``pilot_k8s_endpoints_pending_pod``)."""
         return frozenset().union(*self._pending.values())
 
+    def accounts_beside(self, namespace: str, name: str) -> frozenset[tuple[str, str]]:
+        """(namespace, service account) of every pod on the node of this pod; empty for an unknown pod."""
+        pod = self._pods.get((namespace, name))
+        if pod is None or not pod.spec.node_name:
+            return frozenset()
+        beside = (self._pods[where] for where in self._pods_on.get(pod.spec.node_name, ()))
+        return frozenset(
+            (other.metadata.namespace, other.spec.service_account_name or "default")
+            for other in beside
+        )
+
     # --- Kubernetes ----------------------------------------------------------------------------------
 
     def put(self, value: k8s.K8s) -> Changes:

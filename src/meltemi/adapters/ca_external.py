@@ -1,0 +1,94 @@
+"""Have certificates signed by another authority: any gRPC server of ``istio.v1.auth.IstioCertificateService``.
+
+In: signing requests whose caller was identified here. Out: chains. The identity goes along as
+``ImpersonatedIdentity``, so that authority must trust this istiod as a node agent; what comes back is checked:
+a certificate for another key or another identity is refused. istiod proves itself with a bearer token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from grpc import aio
+
+from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
+
+DEADLINE_S = 10.0
+
+
+class ExternalRefused(Exception):
+    """The other authority did not sign, or signed something else; the text says why."""
+
+
+class ExternalAuthority:
+    """A channel to the other authority."""
+
+    def __init__(self, address: str, root_file: str = "", token_file: str = "") -> None:
+        """``root_file`` verifies its server certificate; without one the connection is plaintext."""
+        self.address = address
+        self._root_file = root_file
+        self._token_file = token_file
+        self._channel: aio.Channel | None = None
+
+    async def sign(self, csr: str, identity: str, ttl_s: int) -> list[str]:
+        """The chain, leaf first and root last. Raises ExternalRefused."""
+        request = ca_pb2.IstioCertificateRequest(csr=csr, validity_duration=ttl_s)
+        request.metadata.update({"ImpersonatedIdentity": identity})
+        try:
+            call = self._connected().unary_unary(
+                CREATE_CERTIFICATE,
+                request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
+                response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
+            )
+            answer = await call(request, timeout=DEADLINE_S, metadata=self._credentials())
+        except aio.AioRpcError as error:
+            raise ExternalRefused(
+                f"the external authority at {self.address} answered {error.code().name}: {error.details()}"
+            ) from error
+        except OSError as error:
+            raise ExternalRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+        chain = list(answer.cert_chain)
+        _check(chain, csr, identity)
+        return chain
+
+    async def close(self) -> None:
+        """End the channel."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _connected(self) -> aio.Channel:
+        if self._channel is None:
+            if self._root_file:
+                root = Path(self._root_file).read_bytes()
+                tls = grpc.ssl_channel_credentials(root)
+                self._channel = aio.secure_channel(self.address, tls)
+            else:
+                self._channel = aio.insecure_channel(self.address)
+        return self._channel
+
+    def _credentials(self) -> tuple[tuple[str, str], ...]:
+        if not self._token_file:
+            return ()
+        token = Path(self._token_file).read_text(encoding="utf-8").strip()
+        return (("authorization", f"Bearer {token}"),)
+
+
+def _check(chain: list[str], csr: str, identity: str) -> None:
+    try:
+        leaf = x509.load_pem_x509_certificate(chain[0].encode())
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        asked = x509.load_pem_x509_csr(csr.encode()).public_key()
+    except (IndexError, ValueError, x509.ExtensionNotFound) as error:
+        raise ExternalRefused(
+            f"the external authority's answer is no certificate: {error}"
+        ) from error
+    if names.get_values_for_type(x509.UniformResourceIdentifier) != [identity]:
+        raise ExternalRefused(f"the external authority signed another identity than {identity}")
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if leaf.public_key().public_bytes(*form) != asked.public_bytes(*form):
+        raise ExternalRefused(
+            "the external authority signed another key than the one that was sent"
+        )
