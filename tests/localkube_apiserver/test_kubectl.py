@@ -168,6 +168,15 @@ def test_mistakes_are_explained(kubectl: Kubectl, namespace: str) -> None:
     negative = _WEB.replace("replicas: 2", "replicas: -2")
     refused = kubectl("apply", *n, "-f", "-", stdin=negative, code=1)
     assert 'The Deployment "web" is invalid: spec.replicas' in refused
+    unknown = _WEB.replace("kind: Deployment", "kind: Deploymant")
+    refused = kubectl("apply", *n, "-f", "-", stdin=unknown, code=1)
+    assert 'no matches for kind "Deploymant" in version "apps/v1"' in refused
+
+
+def test_version_2_of_openapi_is_readable(kubectl: Kubectl) -> None:
+    text = kubectl("explain", "pods.spec.containers", "--output=plaintext-openapiv2")
+    assert "RESOURCE: containers <[]Object>" in text
+    assert "name\t<string> -required-" in text
 
 
 def test_chunks_and_raw_paths(kubectl: Kubectl, namespace: str) -> None:

@@ -89,6 +89,10 @@ class ClusterPolicy:
     def openapi_v2(self) -> bytes:
         return self.openapi.v2()
 
+    def openapi_v2_protobuf(self) -> bytes:
+        """The definitions of /openapi/v2 as client-go asks for them."""
+        return self.openapi.v2_protobuf()
+
     def openapi_v3_index(self) -> bytes:
         return self.openapi.v3_index()
 

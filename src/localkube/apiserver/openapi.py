@@ -1,6 +1,6 @@
 """The OpenAPI documents that kubectl and client generators read.
 
-In: the schema index and the resources served now. Out: JSON bytes of /openapi/v2, of the /openapi/v3
+In: the schema index and the resources served now. Out: /openapi/v2 in JSON and protobuf, JSON of the /openapi/v3
 index, and of one v3 document per group version. Promises: a document is built when first asked for,
 its hash changes whenever, and only when, what it is made of changes, and it is complete: every
 `$ref` in it resolves in it.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from localkube.apiserver import openapi_protobuf
 from localkube.apiserver.openapi_paths import ResourcePaths
 from localkube.apiserver.schema import KUBERNETES_VERSION, REF_PREFIX, SchemaIndex
 
@@ -43,6 +44,7 @@ class OpenApi:
         self._resources = resources
         self._documents: dict[str, tuple[str, bytes]] = {}
         self._v2: tuple[str, bytes] | None = None
+        self._v2_protobuf: tuple[str, bytes] | None = None
 
     # -- version 3 ----------------------------------------------------------------------------
 
@@ -130,12 +132,21 @@ class OpenApi:
 
     def v2(self) -> bytes:
         """All kinds as one Swagger 2.0 document."""
-        digest = hashlib.sha512(
-            "".join(self._hash(group) for _, group in sorted(self._by_path().items())).encode()
-        ).hexdigest()
+        digest = self._v2_hash()
         if self._v2 is None or self._v2[0] != digest:
             self._v2 = (digest, msgspec.json.encode(self._build_v2()))
         return self._v2[1]
+
+    def v2_protobuf(self) -> bytes:
+        """The same document's definitions in protobuf."""
+        digest = self._v2_hash()
+        if self._v2_protobuf is None or self._v2_protobuf[0] != digest:
+            self._v2_protobuf = (digest, openapi_protobuf.encode(self._build_v2()))
+        return self._v2_protobuf[1]
+
+    def _v2_hash(self) -> str:
+        hashes = (self._hash(group) for _, group in sorted(self._by_path().items()))
+        return hashlib.sha512("".join(hashes).encode()).hexdigest()
 
     def _build_v2(self) -> dict[str, Any]:
         names: set[str] = set()

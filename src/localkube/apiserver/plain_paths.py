@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from localkube.apiserver import errors
+from localkube.apiserver import errors, openapi_protobuf
 from localkube.apiserver.context import Server
 from localkube.apiserver.discovery import (
     AGGREGATED,
@@ -112,10 +112,13 @@ class PlainPaths:
         policy = self._server.policy
         if path == "/openapi/v2":
             accept = request.headers.get("Accept", "")
-            if accept and "json" not in accept and "*" not in accept:
-                # Only JSON is made; clients that read protobuf alone use /openapi/v3 instead.
-                raise errors.not_acceptable(("application/json",))
-            return respond(policy.openapi_v2())
+            offered = [part.split(";")[0].strip() for part in accept.split(",")]
+            if not accept or {"application/json", "application/*", "*/*"} & set(offered):
+                return respond(policy.openapi_v2())
+            if set(openapi_protobuf.MEDIA_TYPES) & set(offered):
+                content_type = openapi_protobuf.MEDIA_TYPE
+                return respond(policy.openapi_v2_protobuf(), content_type=content_type)
+            raise errors.not_acceptable(("application/json", openapi_protobuf.MEDIA_TYPE))
         if path == "/openapi/v3":
             return respond(policy.openapi_v3_index())
         document = policy.openapi_v3(path.removeprefix("/openapi/v3/"))

@@ -80,6 +80,9 @@ class Policy(Protocol):
     def openapi_v2(self) -> bytes:
         """Return /openapi/v2 as JSON."""
 
+    def openapi_v2_protobuf(self) -> bytes:
+        """Return the definitions of /openapi/v2 as client-go asks for them."""
+
     def openapi_v3_index(self) -> bytes:
         """Return /openapi/v3, the list of group-version paths with their hashes, as JSON."""
 
