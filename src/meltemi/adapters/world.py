@@ -53,7 +53,7 @@ class World:
 
     settings: RegistrySettings = field(default_factory=RegistrySettings)
     mesh: MeshConfig = DEFAULT_MESH_CONFIG
-    networks: MeshNetworks = MeshNetworks()
+    networks: MeshNetworks = field(default_factory=MeshNetworks)
     listener: Callable[[Change], None] = lambda change: None
     configs: dict[Key, AnyConfig] = field(default_factory=dict)
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
