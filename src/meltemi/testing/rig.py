@@ -1,0 +1,409 @@
+"""The rig: everything of one test session that runs, in one background thread.
+
+In: an ``OfflineMesh`` per test. Out: Envoys that are configured, stand-ins that answer, and where to connect. Promises:
+``apply`` returns when every proxy has acknowledged and its worker thread has the new configuration; ``close`` leaves no
+process, socket or file behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import threading
+from collections.abc import Coroutine, Iterable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from meltemi.ir.proxy import ProxyIR
+from meltemi.kit.tasks import Tasks
+from meltemi.model import kubernetes as k8s
+from meltemi.model.names import spiffe_id
+from meltemi.model.service import Service
+from meltemi.registry.offline import AddressPlan, OfflineMesh, OfflineProxy, counted_addresses
+from meltemi.testing.addresses import Block
+from meltemi.testing.control import Control, until
+from meltemi.testing.identities import Identities
+from meltemi.testing.keeper import Keeper
+from meltemi.testing.proxies import Running, start_proxy
+from meltemi.testing.rewire import Place, Rewire
+from meltemi.testing.standins import Standins, Who
+from meltemi.testing.tcp_logs import TcpLogs
+
+T = TypeVar("T")
+READY_S = 20.0
+IDLE_MAX = 12  # proxies kept for a later test although no workload of the present one is theirs
+
+
+class Rig:
+    """See the module. Public methods may be called from any thread."""
+
+    def __init__(self, trust_domain: str = "cluster.local") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="meltemi-testing-"))
+        self.keeper = Keeper(self.folder)
+        self.block = Block()
+        self.identities = Identities(self.folder)
+        self.objects = OfflineMesh()
+        self.running: dict[str, Running] = {}
+        self.tcp_logs = TcpLogs()
+        self._marks: dict[str, tuple[str, ...]] = {}
+        self._places: dict[str, Place] = {}
+        self._declared: dict[str, Place] = {}
+        self._outside: dict[str, Who] = {}
+        self._services: dict[str, Service] = {}
+        self._settings = _quiet_logs()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="meltemi.testing", daemon=True)
+        self._thread.start()
+        self.call(self._start(trust_domain))
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the rig's thread and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self, trust_domain: str) -> None:
+        self.standins = Standins(self.identities)
+        self._tasks = Tasks("meltemi.testing")
+        self.control = Control(Rewire(self), self.folder / "rig.sock", trust_domain)
+        self.control.on_log = self.tcp_logs.add
+        await self.control.start()
+
+    def close(self) -> None:
+        """Stop everything. Once."""
+        self.call(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self.block.close()
+        self.keeper.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._settings:
+            structlog.reset_defaults()
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(self._end(proxy) for proxy in self.running.values()))
+        self.standins.close()
+        await self.control.stop()
+        await self._tasks.close()
+
+    # --- addresses ----------------------------------------------------------------------------------
+
+    def plan(self) -> AddressPlan:
+        """Where pods and Services are."""
+        return AddressPlan(
+            pod=lambda namespace, name: self.block.address("proxy", f"{name}.{namespace}"),
+            service=counted_addresses().service,
+            replace_pods=True,
+        )
+
+    def port(self, number: int) -> int:
+        """The port to bind instead of ``number``."""
+        return self.block.port(number)
+
+    def endpoint(self, address: str, port: int) -> tuple[str, int]:
+        """Where an endpoint is: a proxy, a server of this machine, or a stand-in for what is outside."""
+        if self.block.owns(address):
+            return address, self.port(port)
+        if _is_loopback(address):
+            return address, port
+        declared = self._declared.get(address)
+        if declared is not None:
+            return declared.address, self.port(port)
+        service = self._services.get(address)
+        if service is not None:
+            return self.first_endpoint(service, port)
+        return self.outside(address, port)
+
+    def outside(self, host: str, port: int) -> tuple[str, int]:
+        """Where the stand-in for a host outside the mesh is; it listens from now on."""
+        where = (self.block.address("outside", host), self.port(port))
+        if not self.standins.listens(*where):
+            self._listen(where, self._stranger(host, port))
+        return where
+
+    def _stranger(self, host: str, port: int) -> Who:
+        known = self._outside.get(host)
+        if known is None:
+            return Who(host, service=host, port=port)
+        return Who(known.workload, known.namespace, known.version, host, known.service, port)
+
+    def _listen(self, where: tuple[str, int], who: Who) -> None:
+        """Bind now, answer as soon as the loop comes to it."""
+        if self.standins.rename(*where, who):
+            return
+        bound = self.standins.bind(*where)
+        self.standins.reserve(bound, *where, who)
+        self._tasks.spawn(f"answer at {where[0]}:{where[1]}", lambda: self.standins.open(*where))
+
+    def first_endpoint(self, service: Service, port: int) -> tuple[str, int]:
+        """One endpoint of a service port, as kube-proxy would choose it."""
+        wanted = service.port(port)
+        index = self.control.world.registry.endpoints
+        for endpoint in index.endpoints(service.hostname, service.namespace):
+            if wanted is None or endpoint.service_port == wanted.name:
+                return self.endpoint(endpoint.address, endpoint.port)
+        return self.block.address("outside", f"nothing.{service.hostname}"), self.port(port)
+
+    def place(self, proxy: str) -> Place | None:
+        """Where a workload of the present mesh is."""
+        return self._places.get(proxy)
+
+    def proxy_at(self, address: str) -> OfflineProxy | None:
+        """Which workload has an address (its own, or its application's)."""
+        for proxy in self.objects.proxies:
+            place = self._places.get(proxy.id)
+            if place is not None and address in (place.address, place.app, proxy.address):
+                return proxy
+        return None
+
+    def who_at(self, address: str, port: int) -> Who | None:
+        """Which stand-in answers at an address."""
+        return self.standins.who(address, port)
+
+    def ir_of(self, proxy: str) -> ProxyIR | None:
+        """What a proxy was told."""
+        return self.control.pipeline.ir_of(proxy)
+
+    # --- configuration ------------------------------------------------------------------------------
+
+    def apply(self, objects: OfflineMesh) -> None:
+        """Make the mesh what the objects say. Raises Rejection, ProxyFailed, TimeoutError."""
+        self.call(self._apply(objects))
+
+    async def _apply(self, objects: OfflineMesh) -> None:
+        self.objects = objects
+        self._index(objects)
+        for proxy in objects.proxies:
+            self._answer_for(proxy, self._places[proxy.id])
+        self.control.put(objects)
+        self._services = {
+            address: service
+            for service in self.control.world.registry.snapshot().all_services
+            for address in (*service.addresses, *service.auto_allocated)
+        }
+        injected = [proxy for proxy in objects.proxies if proxy.injected]
+        pipeline = self.control.pipeline
+        returning = [p.id for p in injected if p.id not in pipeline.places and p.id in self.running]
+        pipeline.places = {proxy.id: self._places[proxy.id] for proxy in injected}
+        await pipeline.flush()
+        await asyncio.gather(*(self._ensure(proxy) for proxy in injected))
+        if returning:
+            await pipeline.refresh(returning)
+        await self._stop_idle({proxy.id for proxy in injected})
+        await asyncio.gather(*(self._settled(self.running[proxy.id]) for proxy in injected))
+
+    def _index(self, objects: OfflineMesh) -> None:
+        """Where everybody is, and what strangers are called."""
+        ports = _served_ports(objects)
+        self._places = {}
+        self._declared = {}
+        for proxy in objects.proxies:
+            address = self.block.address("proxy", proxy.id)
+            identity = spiffe_id(
+                self.control.trust_domain, proxy.namespace, proxy.service_account
+            )
+            place = Place(
+                proxy.id,
+                address,
+                self.block.address("app", proxy.id) if proxy.injected else address,
+                str(self._certificates(proxy, identity)) if proxy.injected else "",
+                () if proxy.router else tuple(sorted(ports.get(proxy.id, ()))),
+                proxy.router,
+            )
+            self._places[proxy.id] = place
+            if proxy.address != address:
+                self._declared[proxy.address] = place
+        self._outside = _strangers(objects)
+
+    def _certificates(self, proxy: OfflineProxy, identity: str) -> Path:
+        name = f"{proxy.id}.{proxy.service_account}"
+        folder = self.folder / name
+        return folder if folder.exists() else self.identities.workload(name, identity)
+
+    def _answer_for(self, proxy: OfflineProxy, place: Place) -> None:
+        if proxy.router:
+            return
+        for number, protocol in _port_protocols(self.objects, proxy, place.ports).items():
+            who = Who(
+                proxy.workload,
+                proxy.namespace,
+                proxy.labels.get("version", ""),
+                proxy.name,
+                "",
+                number,
+                protocol,
+            )
+            self._listen((place.app, self.port(number)), who)
+
+    async def _ensure(self, proxy: OfflineProxy) -> None:
+        """A running Envoy with exactly this identity."""
+        known = self.running.get(proxy.id)
+        if known is not None and known.process.returncode is None:
+            if _same_node(known.proxy, proxy):
+                known.place = self._places[proxy.id]
+                return
+            await self._end(known)
+        self._marks.pop(proxy.id, None)
+        made = await start_proxy(
+            proxy,
+            self._places[proxy.id],
+            self.folder / "rig.sock",
+            self.folder / f"envoy.{proxy.id}",
+            self.control.trust_domain,
+        )
+        self.running[proxy.id] = made
+        self.keeper.add(made.process.pid)
+
+    async def _end(self, proxy: Running) -> None:
+        await proxy.stop()
+        self.keeper.remove(proxy.process.pid)
+
+    async def _stop_idle(self, wanted: set[str]) -> None:
+        idle = [name for name in self.running if name not in wanted]
+        surplus = idle[: max(0, len(idle) - IDLE_MAX)]
+        for name in surplus:
+            await self._end(self.running.pop(name))
+            self._marks.pop(name, None)
+
+    async def _settled(self, proxy: Running) -> None:
+        """Wait until the proxy has acknowledged, has nothing left to warm, and its worker has it all."""
+
+        def synced() -> Any:
+            proxy.check()
+            return self.control.synced(proxy.id)
+
+        def late() -> str:
+            return f"the proxy of {proxy.id} is not ready within {READY_S:.0f} s:\n{proxy.log()[-3000:]}"
+
+        loop = asyncio.get_running_loop()
+        end = loop.time() + READY_S
+        while True:
+            connection = await until(synced, max(0.0, end - loop.time()), late)
+            mark = self.control.mark(connection)
+            if self._marks.get(proxy.id) == mark:
+                return
+            if await _value(proxy.warming(), 1) == 0 and self.control.mark(connection) == mark:
+                break
+            if loop.time() > end:
+                raise TimeoutError(late())
+            await asyncio.sleep(0.002)
+        epoch = str(await self.control.pipeline.advance(connection))
+        pause = 0.0005
+        while await _value(proxy.epoch(), "") != epoch:
+            if loop.time() > end:
+                raise TimeoutError(late())
+            proxy.check()
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.01)
+        connection = await until(synced, max(0.1, end - loop.time()), late)
+        self._marks[proxy.id] = self.control.mark(connection)
+
+
+async def _value(work: Coroutine[Any, Any, T], otherwise: T) -> T:
+    """The result, or another while the proxy does not listen yet."""
+    try:
+        return await work
+    except (OSError, asyncio.IncompleteReadError):
+        return otherwise
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _same_node(before: OfflineProxy, after: OfflineProxy) -> bool:
+    """Whether an Envoy may stay: what it was started with is the same."""
+    return before == after
+
+
+def _served_ports(objects: OfflineMesh) -> dict[str, set[int]]:
+    """The ports of every workload: declared ones, and those that Services and ServiceEntries send to."""
+    found: dict[str, set[int]] = {
+        proxy.id: {number for _, number in proxy.ports} for proxy in objects.proxies
+    }
+    for piece in objects.of_kind(k8s.EndpointSlice):
+        for entry in piece.endpoints or ():
+            if entry.target_ref is None:
+                continue
+            name = f"{entry.target_ref.name}.{entry.target_ref.namespace}"
+            for port in piece.ports or ():
+                if port.port and port.protocol in (None, "TCP"):
+                    found.setdefault(name, set()).add(port.port)
+    for key, config in objects.configs.items():
+        if key.kind == "ServiceEntry" and config.spec.workload_selector is not None:
+            wanted = config.spec.workload_selector.labels
+            for proxy in objects.proxies:
+                if proxy.namespace == key.namespace and _holds(wanted, proxy.labels):
+                    named = dict(proxy.ports)
+                    found[proxy.id] |= {
+                        named.get(port.name) or port.target_port or port.number
+                        for port in config.spec.ports
+                    }
+        if key.kind == "Sidecar":
+            wanted = config.spec.workload_selector.labels if config.spec.workload_selector else {}
+            for proxy in objects.proxies:
+                if proxy.namespace == key.namespace and _holds(wanted, proxy.labels):
+                    found[proxy.id] |= {
+                        ingress.port.number for ingress in config.spec.ingress if ingress.port
+                    }
+    return found
+
+
+def _holds(selector: Any, labels: Any) -> bool:
+    return all(labels.get(name) == value for name, value in selector.items())
+
+
+def _port_protocols(
+    objects: OfflineMesh, proxy: OfflineProxy, ports: Iterable[int]
+) -> dict[int, str]:
+    """What each port of a workload speaks, by the name of the Service port; '' when nothing says."""
+    found = dict.fromkeys(ports, "")
+    for service in objects.of_kind(k8s.Service):
+        if service.metadata.namespace != proxy.namespace or not service.spec.selector:
+            continue
+        if not _holds(service.spec.selector, proxy.labels):
+            continue
+        for port in service.spec.ports or ():
+            target = port.target_port or port.port
+            number = dict(proxy.ports).get(target, 0) if isinstance(target, str) else target
+            if number in found:
+                found[number] = port.app_protocol or port.name.partition("-")[0]
+    return found
+
+
+def _strangers(objects: OfflineMesh) -> dict[str, Who]:
+    """Names of hosts and addresses outside the mesh, from the ServiceEntries that list them."""
+    found: dict[str, Who] = {}
+    for key, config in objects.configs.items():
+        if key.kind != "ServiceEntry":
+            continue
+        host = config.spec.hosts[0] if config.spec.hosts else key.name
+        for entry in config.spec.endpoints:
+            version = entry.labels.get("version", "")
+            name = f"{key.name}-{version}" if version else key.name
+            found[entry.address] = Who(name, key.namespace, version, entry.address, host)
+        for name in (*config.spec.hosts, *config.spec.addresses):
+            found.setdefault(name, Who(key.name, key.namespace, "", name, host))
+    return found
+
+
+def _quiet_logs() -> bool:
+    """The control plane's log lines are not part of a test's output; True when that was changed here."""
+    if structlog.is_configured():
+        return False
+    import logging
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    return True
