@@ -1,0 +1,356 @@
+"""AuthorizationPolicy on a real Envoy: a table of who, to where, with what, allowed or denied, and by which rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy.guard import PLAIN, Caller, Guard, policy
+from policy.tokens import Issuer
+
+pytestmark = pytest.mark.envoy
+ISSUER = Issuer("https://issuer.example/a")
+ALICE = Caller("shop/alice")
+BOB = Caller("bank/bob")
+OLD = Caller("shop/alice", domain="old.example")
+NONE = "none"  # no ALLOW rule matched
+
+
+def rule(index: int = 0, name: str = "p", namespace: str = "default") -> str:
+    """Istio's name of a rule, as Envoy logs it."""
+    return f"ns[{namespace}]-policy[{name}]-rule[{index}]"
+
+
+def check(guard: Guard, caller: Caller, wanted: str, **request: Any) -> None:
+    """``wanted``: '' is allowed, otherwise the rule that refuses."""
+    verdict = guard.send(caller, why=True, **request)
+    seen = "" if verdict.status == 200 else verdict.rule
+    expected = f"rbac_access_denied_matched_policy[{wanted}]" if wanted else ""
+    assert seen == expected, (caller, request, verdict)
+
+
+def authn(issuer: Issuer = ISSUER, more: str = "") -> str:
+    """A RequestAuthentication for one issuer."""
+    return policy(
+        f"{{jwtRules: [{{issuer: '{issuer.name}', jwks: '{issuer.keys}'{more}}}]}}",
+        name="tokens",
+        kind="RequestAuthentication",
+    )
+
+
+# One field at a time, in an ALLOW rule: (field, callers and requests that it takes, those that it does not).
+Case = tuple[Caller, dict[str, Any]]
+SOURCES: dict[str, tuple[list[Case], list[Case]]] = {
+    "principals: [cluster.local/ns/shop/sa/alice]": ([(ALICE, {})], [(BOB, {}), (PLAIN, {})]),
+    "principals: ['*/sa/alice']": ([(ALICE, {})], [(BOB, {}), (PLAIN, {})]),
+    "principals: ['cluster.local/ns/shop/*']": ([(ALICE, {})], [(BOB, {})]),
+    "principals: ['*']": ([(ALICE, {}), (BOB, {})], [(PLAIN, {})]),
+    "notPrincipals: ['*/ns/bank/sa/bob']": ([(ALICE, {}), (PLAIN, {})], [(BOB, {})]),
+    "namespaces: [shop]": ([(ALICE, {})], [(BOB, {}), (PLAIN, {}), (Caller("shopper/x"), {})]),
+    "namespaces: ['sh*']": ([(ALICE, {}), (Caller("shopper/x"), {})], [(BOB, {})]),
+    "notNamespaces: [bank]": ([(ALICE, {}), (PLAIN, {})], [(BOB, {})]),
+    "serviceAccounts: [shop/alice]": ([(ALICE, {})], [(BOB, {}), (Caller("x/alice"), {})]),
+    "serviceAccounts: [local]": ([(Caller("default/local"), {})], [(Caller("x/local"), {})]),
+    "notServiceAccounts: [bank/bob]": ([(ALICE, {})], [(BOB, {})]),
+    "trustDomains: [cluster.local]": ([(ALICE, {})], [(PLAIN, {})]),
+    "ipBlocks: [127.0.7.0/24]": (
+        [(Caller("shop/alice", "127.0.7.9"), {})],
+        [(ALICE, {}), (ALICE, {"headers": {"X-Forwarded-For": "127.0.7.9"}})],
+    ),
+    "notIpBlocks: [127.0.7.9]": ([(ALICE, {})], [(Caller("shop/alice", "127.0.7.9"), {})]),
+    "requestPrincipals: ['https://issuer.example/a/alice']": (
+        [(ALICE, {"token": ISSUER.token()})],
+        [(ALICE, {}), (ALICE, {"token": ISSUER.token(sub="bob")})],
+    ),
+    "requestPrincipals: ['https://issuer.example/*']": (
+        [(PLAIN, {"token": ISSUER.token()})],
+        [(ALICE, {})],
+    ),
+    "requestPrincipals: ['*/alice']": (
+        [(PLAIN, {"token": ISSUER.token()})],
+        [(PLAIN, {"token": ISSUER.token(sub="malice")})],
+    ),
+    "requestPrincipals: ['*']": (
+        [(PLAIN, {"token": ISSUER.token()})],
+        [(PLAIN, {}), (PLAIN, {"token": ISSUER.token(sub=None)})],
+    ),
+    "notRequestPrincipals: ['*']": ([(ALICE, {})], [(ALICE, {"token": ISSUER.token()})]),
+}
+OPERATIONS: dict[str, tuple[list[Case], list[Case]]] = {
+    "hosts: [Shop.example]": (
+        [(ALICE, {"host": "shop.example"}), (ALICE, {"host": "SHOP.example."})],
+        [(ALICE, {"host": "x.shop.example"})],
+    ),
+    "hosts: ['*.shop.example']": (
+        [(ALICE, {"host": "x.SHOP.example"})],
+        [(ALICE, {"host": "shop.example"})],
+    ),
+    "notHosts: [shop.example]": ([(ALICE, {})], [(ALICE, {"host": "shop.example."})]),
+    "methods: [GET, HEAD]": ([(ALICE, {})], [(ALICE, {"method": "POST"})]),
+    "notMethods: [POST]": ([(ALICE, {})], [(ALICE, {"method": "POST"})]),
+    "paths: [/a]": (
+        [(ALICE, {"path": "/a?b=c"}), (ALICE, {"path": "/x/../a"})],
+        [(ALICE, {"path": "/a/"}), (ALICE, {"path": "/A"})],
+    ),
+    "paths: ['/a/*']": (
+        [(ALICE, {"path": "/a/b/c"})],
+        [(ALICE, {"path": "/a"}), (ALICE, {"path": "/a/../b"})],
+    ),
+    "paths: ['*/info']": ([(ALICE, {"path": "/a/info"})], [(ALICE, {"path": "/a/infos"})]),
+    "notPaths: ['/admin*']": (
+        [(ALICE, {"path": "/a"})],
+        [(ALICE, {"path": "/admin"}), (ALICE, {"path": "/x/%2e%2e/admin"})],
+    ),
+    "paths: ['/a/{*}/c']": (
+        [(ALICE, {"path": "/a/b/c"})],
+        [(ALICE, {"path": "/a//c"}), (ALICE, {"path": "/a/b/b/c"})],
+    ),
+    "paths: ['/a/{**}']": (
+        [(ALICE, {"path": "/a/b/c"}), (ALICE, {"path": "/a/"})],
+        [(ALICE, {"path": "/a"})],
+    ),
+    "paths: ['/{*}/b/{**}']": ([(ALICE, {"path": "/x/b/c/d"})], [(ALICE, {"path": "/x/c/b/d"})]),
+}
+CONDITIONS: dict[str, tuple[list[Case], list[Case]]] = {
+    "{key: 'request.headers[X-Role]', values: [admin, 'op*']}": (
+        [(ALICE, {"headers": {"x-role": "admin"}}), (ALICE, {"headers": {"x-role": "operator"}})],
+        [(ALICE, {}), (ALICE, {"headers": {"x-role": "user"}})],
+    ),
+    "{key: 'request.headers[x-role]', notValues: [admin]}": (
+        [(ALICE, {})],
+        [
+            (ALICE, {"headers": {"x-role": "admin"}}),
+            (ALICE, {"headers": (("x-role", "user"), ("x-role", "admin"))}),
+        ],
+    ),
+    "{key: source.ip, values: [127.0.7.9]}": ([(Caller("a/b", "127.0.7.9"), {})], [(ALICE, {})]),
+    "{key: source.namespace, values: [shop]}": ([(ALICE, {})], [(BOB, {})]),
+    "{key: source.principal, notValues: ['*/sa/bob']}": ([(ALICE, {})], [(BOB, {})]),
+    "{key: source.serviceAccount, values: [shop/alice]}": ([(ALICE, {})], [(BOB, {})]),
+    "{key: source.trustDomain, notValues: [cluster.local]}": ([(PLAIN, {})], [(ALICE, {})]),
+    "{key: request.auth.principal, values: ['*/alice']}": (
+        [(ALICE, {"token": ISSUER.token()})],
+        [(ALICE, {})],
+    ),
+    "{key: request.auth.audiences, values: [web]}": (
+        [
+            (ALICE, {"token": ISSUER.token(aud="web")}),
+            (ALICE, {"token": ISSUER.token(aud=["x", "web"])}),
+        ],
+        [(ALICE, {"token": ISSUER.token(aud="webs")}), (ALICE, {})],
+    ),
+    "{key: request.auth.presenter, values: [app]}": (
+        [(ALICE, {"token": ISSUER.token(azp="app")})],
+        [(ALICE, {"token": ISSUER.token()})],
+    ),
+    "{key: 'request.auth.claims[groups]', values: [dev]}": (
+        [(ALICE, {"token": ISSUER.token(groups=["ops", "dev"])})],
+        [(ALICE, {"token": ISSUER.token(groups=["ops"])})],
+    ),
+    "{key: 'request.auth.claims[realm][role]', values: [dev]}": (
+        [(ALICE, {"token": ISSUER.token(realm={"role": "dev"})})],
+        [(ALICE, {"token": ISSUER.token(role="dev")})],
+    ),
+    "{key: 'request.auth.claims[scope]', values: [write]}": (
+        [(ALICE, {"token": ISSUER.token(scope="read write")})],
+        [(ALICE, {"token": ISSUER.token(scope="read")})],
+    ),
+    "{key: connection.sni, values: ['*.example']}": (
+        [(Caller("a/b", sni="x.example"), {})],
+        [(ALICE, {})],
+    ),
+}
+
+
+def _document(part: str, field: str) -> str:
+    if part == "when":
+        return f"{{rules: [{{when: [{field}]}}]}}"
+    inner = "source" if part == "from" else "operation"
+    return f"{{rules: [{{{part}: [{{{inner}: {{{field}}}}}]}}]}}"
+
+
+TABLE = [
+    *(("from", field, *cases) for field, cases in SOURCES.items()),
+    *(("to", field, *cases) for field, cases in OPERATIONS.items()),
+    *(("when", field, *cases) for field, cases in CONDITIONS.items()),
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "yes", "no"), TABLE, ids=[f"{t[0]}: {t[1]}" for t in TABLE]
+)
+def test_a_field_allows_and_denies(
+    guard: Guard, part: str, field: str, yes: list[Case], no: list[Case]
+) -> None:
+    """What a field takes passes an ALLOW rule and is refused by a DENY rule; what it does not take, the other way round."""
+    body = _document(part, field)
+    guard.apply(authn() + policy(body), mesh="pathNormalization: {normalization: BASE}")
+    for caller, request in yes:
+        check(guard, caller, "", **request)
+    for caller, request in no:
+        check(guard, caller, NONE, **request)
+    guard.apply(authn() + policy("{action: DENY, " + body[1:]))
+    for caller, request in yes:
+        check(guard, caller, rule(), **request)
+    for caller, request in no:
+        check(guard, caller, "", **request)
+
+
+def test_ports_addresses_and_numbers(guard: Guard) -> None:
+    """Ports are the workload's own, as in Istio."""
+    guard.apply(policy(f"{{rules: [{{to: [{{operation: {{ports: ['{guard.http.port}']}}}}]}}]}}"))
+    check(guard, ALICE, "")
+    check(guard, ALICE, NONE, port=guard.auto.port)
+    guard.apply(
+        policy(f"{{rules: [{{when: [{{key: destination.ip, values: ['{guard.ip}/32']}}]}}]}}")
+    )
+    check(guard, ALICE, "")
+    guard.apply(
+        policy(
+            f"{{rules: [{{when: [{{key: destination.port, notValues: ['{guard.http.port}']}}]}}]}}"
+        )
+    )
+    check(guard, ALICE, NONE)
+    check(guard, ALICE, "", port=guard.auto.port)
+
+
+def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
+    """AND between from, to, when and fields; OR between alternatives, values and rules."""
+    guard.apply(
+        policy(
+            """
+  rules:
+  - from: [{source: {namespaces: [shop]}}, {source: {namespaces: [bank], notPrincipals: ['*/sa/eve']}}]
+    to: [{operation: {methods: [GET], paths: [/a]}}, {operation: {methods: [POST]}}]
+    when: [{key: 'request.headers[x-ok]', values: ['*']}]
+  - to: [{operation: {paths: [/public]}}]
+"""
+        )
+    )
+    ok = {"x-ok": "1"}
+    check(guard, ALICE, "", path="/a", headers=ok)
+    check(guard, BOB, "", method="POST", headers=ok)
+    check(guard, Caller("bank/eve"), NONE, path="/a", headers=ok)
+    check(guard, ALICE, NONE, path="/a")
+    check(guard, ALICE, NONE, path="/b", headers=ok)
+    check(guard, PLAIN, "", path="/public")
+
+
+def test_order_of_actions_and_default(guard: Guard) -> None:
+    """DENY before ALLOW; no policy allows all; an ALLOW policy without rules denies all; DENY alone allows the rest."""
+    guard.apply()
+    check(guard, PLAIN, "")
+    guard.apply(policy("{}"))
+    check(guard, ALICE, NONE)
+    deny = policy("{action: DENY, rules: [{to: [{operation: {paths: ['/secret*']}}]}]}", name="d")
+    guard.apply(deny)
+    check(guard, PLAIN, "")
+    check(guard, ALICE, rule(name="d"), path="/secret")
+    guard.apply(deny + policy("{rules: [{from: [{source: {namespaces: [shop]}}]}]}"))
+    check(guard, ALICE, rule(name="d"), path="/secret/1")
+    check(guard, ALICE, "")
+    check(guard, BOB, NONE)
+    guard.apply(policy("{action: AUDIT, rules: [{}]}"))
+    check(guard, BOB, "")
+
+
+def test_where_a_policy_applies(guard: Guard) -> None:
+    """Root namespace, own namespace, selectors; not other namespaces, workloads or gateways."""
+    deny = "{action: DENY, rules: [{}]%s}"
+    guard.apply(policy(deny % "", name="mesh", namespace="istio-system"))
+    check(guard, ALICE, rule(name="mesh", namespace="istio-system"))
+    guard.apply(policy(deny % "", namespace="elsewhere"))
+    check(guard, ALICE, "")
+    guard.apply(policy(deny % ", selector: {matchLabels: {app: server}}"))
+    check(guard, ALICE, rule())
+    guard.apply(policy(deny % ", selector: {matchLabels: {app: other}}"))
+    check(guard, ALICE, "")
+    guard.apply(policy(deny % ", selector: {matchLabels: {app: server}}", namespace="istio-system"))
+    check(guard, ALICE, rule(namespace="istio-system"))
+    target = ", targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}]"
+    guard.apply(policy(deny % target))
+    check(guard, ALICE, "")
+
+
+def test_dry_run_only_counts(guard: Guard) -> None:
+    """A dry-run policy refuses nothing, and Envoy counts what it would have done."""
+    text = policy("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}").replace(
+        "metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, "
+    )
+    guard.apply(text)
+    check(guard, ALICE, "", path="/x")
+    name = f"http.inbound_0.0.0.0_{guard.http.port}.rbac.istio_dry_run_deny_.shadow_denied"
+    assert guard.envoy.counter(name) == 1
+    guard.apply(text + policy("{rules: [{from: [{source: {namespaces: [shop]}}]}]}", name="allow"))
+    check(guard, ALICE, "", path="/x")
+    check(guard, BOB, NONE)
+
+
+def test_tcp_ports(guard: Guard) -> None:
+    """On TCP an ALLOW rule with an HTTP field allows nothing; a DENY rule goes without the field."""
+    allow = "{rules: [{from: [{source: {namespaces: [shop]}}]%s}]}"
+    guard.apply(policy(allow % ""))
+    assert guard.ask(ALICE) == b"tcp:HELLO THERE\n"
+    assert guard.ask(BOB) == b""
+    assert guard.ask(PLAIN) == b""
+    world = guard.apply(policy(allow % ", to: [{operation: {methods: [GET]}}]"))
+    assert guard.ask(ALICE) == b""
+    check(guard, ALICE, "")
+    assert [f.code for f in world.ir("server").findings] == ["MLT0201"]
+    deny = "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {paths: [/x]}}]}]}"
+    guard.apply(policy(deny))
+    assert guard.ask(ALICE) == b""
+    assert guard.ask(BOB) == b"tcp:HELLO THERE\n"
+    check(guard, ALICE, "")
+    check(guard, ALICE, rule(), path="/x")
+    guard.apply(
+        policy(
+            f"{{action: DENY, rules: [{{to: [{{operation: {{ports: ['{guard.tcp.port}']}}}}]}}]}}"
+        )
+    )
+    assert guard.ask(BOB) == b""
+    check(guard, BOB, "")
+
+
+def test_trust_domain_aliases(guard: Guard) -> None:
+    """``cluster.local`` in a policy means the mesh's domain and its aliases; members of others cannot connect."""
+    by_old_name = policy(
+        "{rules: [{from: [{source: {principals: [old.example/ns/shop/sa/alice]}}]}]}"
+    )
+    new = Caller("shop/alice", domain="new.example")
+    guard.apply(by_old_name, mesh="trustDomain: new.example\ntrustDomainAliases: [old.example]")
+    check(guard, new, "")
+    check(guard, OLD, "")
+    check(guard, Caller("shop/other", domain="new.example"), NONE)
+    guard.apply(
+        policy("{rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/alice]}}]}]}"),
+        mesh="trustDomain: new.example\ntrustDomainAliases: [old.example]",
+    )
+    check(guard, new, "")
+    check(guard, OLD, "")
+    with pytest.raises(OSError):
+        guard.send(Caller("shop/alice", domain="stranger.example"))
+
+
+BROKEN = {
+    "an unknown attribute": "{rules: [{when: [{key: request.color, values: [red]}]}]}",
+    "an address that is none": "{rules: [{from: [{source: {ipBlocks: [1.2.3.4.5, 0.0.0.0/0]}}]}]}",
+    "an empty source": "{rules: [{from: [{source: {}}]}]}",
+    "a template that is none": "{rules: [{to: [{operation: {paths: ['/{a}/{*}']}}]}]}",
+    "a port that is none": "{rules: [{to: [{operation: {ports: [http]}}]}]}",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_expressed_is_refused(guard: Guard, body: str) -> None:
+    """A mistake never opens anything, is reported, and does not touch the other policies."""
+    world = guard.apply(policy(body), clean=False)
+    assert world.findings
+    check(guard, ALICE, NONE)
+    guard.apply(policy("{action: DENY, " + body[1:]), clean=False)
+    check(guard, ALICE, rule())
+    good = policy("{rules: [{from: [{source: {namespaces: [shop]}}]}]}", name="good")
+    guard.apply(policy(body) + good, clean=False)
+    check(guard, ALICE, "")
+    check(guard, BOB, NONE)
