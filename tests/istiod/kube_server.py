@@ -120,7 +120,13 @@ class KubeServer:
             current = self.objects.get(collection, {}).get(key)
             if current is None:
                 return self._status(404, "NotFound")
+            if request.method == "DELETE":
+                await self.remove(collection, *key)
+                return self._status(200, "Deleted")
             if request.method == "PATCH":
+                wanted = body.get("metadata", {}).get("resourceVersion")
+                if wanted and wanted != current["metadata"]["resourceVersion"]:
+                    return self._status(409, "Conflict")
                 body = _merge(json.loads(json.dumps(current)), body)
             elif (want := body["metadata"].get("resourceVersion")) and want != current["metadata"][
                 "resourceVersion"
