@@ -23,6 +23,7 @@ from meltemi.agent.secrets import (
     render_rootca,
 )
 
+_CERTIFICATE_BEGIN = "-----BEGIN CERTIFICATE-----"
 _CERTIFICATE_END = "-----END CERTIFICATE-----"
 
 
@@ -57,9 +58,9 @@ def read_text(path: Path) -> str:
 
 
 def split_pem(text: str) -> list[str]:
-    """The certificates of a PEM bundle, each ending in a newline."""
-    parts = [part.strip() for part in text.split(_CERTIFICATE_END)]
-    return [f"{part}\n{_CERTIFICATE_END}\n" for part in parts if "BEGIN CERTIFICATE" in part]
+    """The certificates of a PEM bundle, each ending in a newline, without the text between them."""
+    parts = [part.partition(_CERTIFICATE_BEGIN) for part in text.split(_CERTIFICATE_END)]
+    return [f"{begin}\n{body.strip()}\n{_CERTIFICATE_END}\n" for _, begin, body in parts if begin]
 
 
 def merge_roots(*bundles: str) -> str:
