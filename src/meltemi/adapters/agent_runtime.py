@@ -29,7 +29,7 @@ from meltemi.adapters.agent_files import (
     write_atomically,
 )
 from meltemi.adapters.agent_http import HttpServer, fetch
-from meltemi.adapters.envoy_process import signal_envoy, spawn_envoy
+from meltemi.adapters.envoy_process import missing_resource, signal_envoy, spawn_envoy
 from meltemi.agent import certificates, secrets, supervision
 from meltemi.agent.bootstrap import (
     build_arguments,
@@ -299,6 +299,8 @@ class AgentRuntime:
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
+        if code == -signal.SIGABRT and (missing := missing_resource()):
+            self._log("error", missing)
         self._put("supervision", supervision.EnvoyExited(time.monotonic(), code, _chance()))
 
     def _write_bootstrap(self) -> str:
