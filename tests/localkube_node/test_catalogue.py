@@ -115,3 +115,11 @@ def test_commands_and_capabilities_of_pod_and_image(tmp_path: Path) -> None:
     wanted = {"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["CAP_KILL"]}}}
     assert resolve_capabilities(wanted, entry) == {"KILL", "NET_ADMIN"}
     assert "SYS_ADMIN" in resolve_capabilities({"securityContext": {"privileged": True}}, entry)
+
+
+def test_a_shells_image_takes_a_whole_command_line_as_args(tmp_path: Path) -> None:
+    """``kubectl run x --image=busybox -- sh -c ...`` gives args, which replace those of the image."""
+    image = Catalogue([], own=tmp_path / "none.yaml").find("busybox")
+    assert image is not None
+    assert resolve_command({"args": ["sh", "-c", "true"]}, image) == ([], ["sh", "-c", "true"])
+    assert resolve_command({}, image) == ([], ["sh"])
