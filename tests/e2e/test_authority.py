@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -125,13 +125,14 @@ def forged(mesh: Shell) -> str:
 def test_a_wrong_token_gets_nothing_but_a_reason(
     mesh: Shell, authority: AuthorityClient, kind: str
 ) -> None:
-    wrong = {
-        "none": lambda: None,
-        "garbage": lambda: "not.a.token",
-        "other audience": lambda: token(mesh, "somebody-else"),
-        "expired": lambda: expired(mesh),
-        "forged": lambda: forged(mesh),
-    }[kind]()
+    makers: dict[str, Callable[[Shell], str | None]] = {
+        "none": lambda _: None,
+        "garbage": lambda _: "not.a.token",
+        "other audience": lambda shell: token(shell, "somebody-else"),
+        "expired": expired,
+        "forged": forged,
+    }
+    wrong = makers[kind](mesh)
     refused = authority.refusal(wrong)
     assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
     assert refused.details()

@@ -1,0 +1,94 @@
+"""Kubernetes is real elsewhere: nothing here needs what only localkube offers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from e2e.conftest import Shell, adopt_environment, terminal, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A cluster without a node: an API server that knows nothing of this machine's pods."""
+    shell = terminal(tmp_path_factory.mktemp("bare"))
+    try:
+        shell("meltemi local up --detach --no-node", timeout=60)
+        adopt_environment(shell)
+        yield shell
+    finally:
+        shell("meltemi local down", timeout=60, check=False)
+        shell("meltemi local reset", timeout=60, check=False)
+
+
+def manifests(shell: Shell, profile: str) -> list[dict[str, Any]]:
+    text = shell(f"meltemi manifest generate --set profile={profile}")
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@pytest.mark.parametrize("profile", ["default", "demo", "minimal"])
+def test_generated_manifests_are_valid_kubernetes(
+    profile: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = manifests(terminal(tmp_path_factory.mktemp("none")), profile)
+    assert {d["kind"] for d in found} >= {"Deployment", "Service", "CustomResourceDefinition"}
+    for document in found:
+        kubernetes_validate.validate(document, "1.33", strict=True)
+    assert "localkube" not in json.dumps(found)
+
+
+def test_generated_manifests_apply_to_a_cluster(bare: Shell) -> None:
+    bare("kubectl create namespace istio-system")
+    bare(
+        "meltemi manifest generate --set profile=default > $LOCALKUBE_HOME/all.yaml;"
+        "kubectl apply --server-side -f $LOCALKUBE_HOME/all.yaml"
+    )
+    again = bare("kubectl diff --server-side -f $LOCALKUBE_HOME/all.yaml && echo same")
+    assert again.strip().endswith("same")
+
+
+def test_a_node_joins_another_api_server(bare: Shell, tmp_path: Path) -> None:
+    # A node's own kubeconfig, whose certificate the API server trusts for logs and exec, pointed at the host's port.
+    kubeconfig = tmp_path / "node.kubeconfig"
+    kubeconfig.write_text(
+        (Path(bare.environment["KUBECONFIG"]).parent / "node.kubeconfig").read_text()
+    )
+    server = bare("kubectl config view --minify -o jsonpath='{.clusters[0].cluster.server}'")
+    cluster = bare("kubectl config view --minify -o jsonpath='{.clusters[0].name}'")
+    bare(f"kubectl config --kubeconfig {kubeconfig} set-cluster {cluster} --server={server}")
+    log = (tmp_path / "node.log").open("w+")
+    node = subprocess.Popen(
+        ["localkube", "node", "--kubeconfig", str(kubeconfig)],
+        env={**bare.environment, "LOCALKUBE_HOME": str(tmp_path / "guest")},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        wait_for(
+            "the joined node",
+            lambda: bare("kubectl get node node0 --ignore-not-found -o name"),
+            timeout=30,
+        )
+        bare("kubectl wait node/node0 --for=condition=Ready --timeout=30s")
+        bare(
+            "kubectl run hello --image=busybox:1 --restart=Never -- sh -c 'echo from the joined node; sleep 600'"
+        )
+        bare("kubectl wait pod/hello --for=condition=Ready --timeout=30s")
+        assert bare("kubectl get pod hello -o jsonpath='{.spec.nodeName}'") == "node0"
+        assert "from the joined node" in bare("kubectl logs hello")
+        assert bare("kubectl exec hello -- echo inside") == "inside\n"
+        bare("kubectl delete pod hello --grace-period=1")
+    finally:
+        node.terminate()
+        code = node.wait(60)
+        log.close()
+    assert code == 0, (tmp_path / "node.log").read_text()
