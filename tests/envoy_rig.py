@@ -138,6 +138,11 @@ class Backend:
             def handle_any(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 body = self.rfile.read(length)
+                if self.headers.get("transfer-encoding", "").lower() == "chunked":
+                    while size := int(self.rfile.readline(), 16):
+                        body += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
                 entry = {
                     "name": backend.name,
                     "method": self.command,

@@ -15,13 +15,15 @@ from envoy.config.core.v3 import base_pb2, substitution_format_string_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2 as data_pb2
 from envoy.extensions.access_loggers.file.v3 import file_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.access_loggers.stats.v3 import stats_pb2
 from envoy.type.matcher.v3 import string_pb2
 from google.protobuf import any_pb2, struct_pb2, wrappers_pb2
 
 from meltemi.envoy.anys import pack
+from meltemi.envoy.grpc_logs import build_grpc_log
 from meltemi.envoy.wire import field_bytes, field_int, field_text
-from meltemi.ir.telemetry import AccessLog, FileLog, Side, StandardStats, StatsKind
+from meltemi.ir.telemetry import AccessLog, FileLog, GrpcLog, Side, StandardStats, StatsKind
 from meltemi.model.names import MESH_METADATA, PEER_METADATA, XDS
 
 _STATS = "envoy.access_loggers.stats"
@@ -168,53 +170,73 @@ def _at(moment: str) -> Any:
     )
 
 
+def _changed(log: StandardStats, metric: str, tags: Tags) -> Tags:
+    """The labels of one metric, with the changes that Telemetry asks for."""
+    labels = dict(tags)
+    for change in log.labels:
+        if change.metric not in ("", metric):
+            continue
+        if change.expression:
+            labels[change.label] = f"%CEL({change.expression})%"
+        else:
+            labels.pop(change.label, None)
+    return tuple(labels.items())
+
+
+def _kept(log: StandardStats, tags: Tags, values: dict[str, str]) -> Any:
+    """Counters by metric name, without those that are disabled. An empty value counts by one."""
+    return stats_pb2.Config(
+        counters=[
+            _counter(name, _changed(log, name, tags), value)
+            for name, value in values.items()
+            if name not in log.disabled
+        ]
+    )
+
+
+_HTTP_HISTOGRAMS = (
+    ("request_duration_milliseconds", _Histogram.Milliseconds, "%DURATION%"),
+    ("request_bytes", _Histogram.Bytes, "%BYTES_RECEIVED%"),
+    ("response_bytes", _Histogram.Bytes, "%BYTES_SENT%"),
+)
+
+
 def _http_stats(log: StandardStats) -> list[Any]:
     made = []
     for protocol in ("http", "grpc"):
         tags = label_formats(log, protocol)
-        config = stats_pb2.Config(
-            counters=[_counter("requests_total", tags)],
-            histograms=[
-                _Histogram(
-                    stat=_stat("request_duration_milliseconds", tags),
-                    unit=_Histogram.Milliseconds,
-                    value_format="%DURATION%",
-                ),
-                _Histogram(
-                    stat=_stat("request_bytes", tags),
-                    unit=_Histogram.Bytes,
-                    value_format="%BYTES_RECEIVED%",
-                ),
-                _Histogram(
-                    stat=_stat("response_bytes", tags),
-                    unit=_Histogram.Bytes,
-                    value_format="%BYTES_SENT%",
-                ),
-            ],
-        )
-        made.append(_logger(config, _is_grpc(protocol == "grpc")))
+        config = _kept(log, tags, {"requests_total": ""})
+        for name, unit, value in _HTTP_HISTOGRAMS:
+            if name not in log.disabled:
+                config.histograms.add(
+                    stat=_stat(name, _changed(log, name, tags)), unit=unit, value_format=value
+                )
+        if config.counters or config.histograms:
+            made.append(_logger(config, _is_grpc(protocol == "grpc")))
     return made
 
 
 def _tcp_stats(log: StandardStats) -> list[Any]:
     tags = label_formats(log, "tcp")
-    opened = stats_pb2.Config(counters=[_counter("tcp_connections_opened_total", tags)])
+    opened = _kept(log, tags, {"tcp_connections_opened_total": ""})
     # Byte operators are cumulative, so they are read once: when the connection ends.
-    closed = stats_pb2.Config(
-        counters=[
-            _counter("tcp_connections_closed_total", tags),
-            _counter("tcp_sent_bytes_total", tags, "%BYTES_SENT%"),
-            _counter("tcp_received_bytes_total", tags, "%BYTES_RECEIVED%"),
-        ]
+    closed = _kept(
+        log,
+        tags,
+        {
+            "tcp_connections_closed_total": "",
+            "tcp_sent_bytes_total": "%BYTES_SENT%",
+            "tcp_received_bytes_total": "%BYTES_RECEIVED%",
+        },
     )
-    return [
-        _logger(opened, _at("TcpUpstreamConnected")),
-        _logger(closed, _at("TcpConnectionEnd")),
-    ]
+    moments = ((opened, "TcpUpstreamConnected"), (closed, "TcpConnectionEnd"))
+    return [_logger(config, _at(moment)) for config, moment in moments if config.counters]
 
 
 def _file(log: FileLog) -> Any:
-    formatted = substitution_format_string_pb2.SubstitutionFormatString()
+    formatted = substitution_format_string_pb2.SubstitutionFormatString(
+        omit_empty_values=log.omit_empty
+    )
     if log.json:
         formatted.json_format.CopyFrom(_struct(json.loads(log.json)))
     else:
@@ -223,8 +245,35 @@ def _file(log: FileLog) -> Any:
         name=_FILE,
         typed_config=pack(file_pb2.FileAccessLog(path=log.path, log_format=formatted)),
     )
+    conditions = []
     if log.filter == "no_route":
-        made.filter.response_flag_filter.flags.append("NR")
+        unrouted = accesslog_pb2.ResponseFlagFilter(flags=["NR"])
+        conditions.append(accesslog_pb2.AccessLogFilter(response_flag_filter=unrouted))
+    if log.expression:
+        conditions.append(_expression(log.expression))
+    if len(conditions) > 1:
+        both = accesslog_pb2.AndFilter(filters=conditions)
+        made.filter.CopyFrom(accesslog_pb2.AccessLogFilter(and_filter=both))
+    elif conditions:
+        made.filter.CopyFrom(conditions[0])
+    return made
+
+
+def _expression(text: str) -> Any:
+    """Log only what a CEL expression is true for."""
+    return accesslog_pb2.AccessLogFilter(
+        extension_filter=accesslog_pb2.ExtensionFilter(
+            name="envoy.access_loggers.extension_filters.cel",
+            typed_config=pack(cel_pb2.ExpressionFilter(expression=text)),
+        )
+    )
+
+
+def _sent(log: GrpcLog) -> Any:
+    name, config = build_grpc_log(log)
+    made = accesslog_pb2.AccessLog(name=name, typed_config=pack(config))
+    if log.expression:
+        made.filter.CopyFrom(_expression(log.expression))
     return made
 
 
@@ -239,6 +288,8 @@ def build_access_log(log: AccessLog) -> tuple[Any, ...]:
     """The loggers of one entry. Callers must not change them."""
     if isinstance(log, FileLog):
         return (_file(log),)
+    if isinstance(log, GrpcLog):
+        return (_sent(log),)
     return tuple(_http_stats(log) if log.kind is StatsKind.HTTP else _tcp_stats(log))
 
 

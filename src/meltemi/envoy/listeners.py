@@ -36,6 +36,7 @@ from meltemi.envoy.http_filters import build_http_filter
 from meltemi.envoy.rbac import tcp_ext_authz, tcp_rbac
 from meltemi.envoy.routes import build_route_config
 from meltemi.envoy.tls import downstream_socket
+from meltemi.envoy.tracing import build_tracing, request_id
 from meltemi.envoy.wire import field_bytes, field_int
 from meltemi.ir import listener as ir
 from meltemi.ir.authorization import ExtAuthz, Rbac
@@ -123,6 +124,10 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
         made.http2_protocol_options.max_concurrent_streams.value = manager.max_concurrent_streams
     if manager.http10:
         made.http_protocol_options.accept_http_10 = True
+    if manager.tracing is not None:
+        made.tracing.CopyFrom(build_tracing(manager.tracing))
+        if not manager.tracing.by_request_id:
+            made.request_id_extension.CopyFrom(request_id(manager.tracing))
     if manager.websocket:
         made.upgrade_configs.add(upgrade_type="websocket")
     return made

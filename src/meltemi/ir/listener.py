@@ -5,7 +5,7 @@ from __future__ import annotations
 from meltemi.ir.authorization import ExtAuthz, Rbac
 from meltemi.ir.http_filter import HttpFilter
 from meltemi.ir.route import HashPolicy, RouteConfig, WeightedCluster
-from meltemi.ir.telemetry import AccessLog
+from meltemi.ir.telemetry import AccessLog, Tracing
 from meltemi.ir.tls import DownstreamTls
 from meltemi.ir.value import Origins, origins_field, value
 
@@ -52,6 +52,7 @@ class HttpManager:
     max_concurrent_streams: int | None = None
     preserve_request_id: bool = False
     websocket: bool = True
+    tracing: Tracing | None = None
     origins: Origins = origins_field()
 
 

@@ -95,5 +95,6 @@ _KINDS = frozenset(
         "DirectResponse",
         "StandardStats",
         "FileLog",
+        "GrpcLog",
     }
 )

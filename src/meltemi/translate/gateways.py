@@ -17,7 +17,7 @@ from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, gateway_manager
 from meltemi.translate.scope import bound_to
 from meltemi.translate.tcp_routes import tcp_chains, tls_chains
-from meltemi.translate.telemetry import file_logs
+from meltemi.translate.telemetry import listener_logs
 
 
 def _server_names(server: Bound) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def gateway_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
                     proxy_protocol=topology is not None and topology.proxy_protocol is not None,
                     tls=any(server.is_tls for server in servers),
                 ),
-                access_logs=() if mesh.disable_envoy_listener_log else file_logs(mesh, "no_route"),
+                access_logs=listener_logs(build),
                 origins=tuple(server.origin() for server in servers),
             )
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from meltemi.ir.cluster import Cluster
 from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, NetworkFilter
 from meltemi.ir.route import Forward, Route, RouteConfig, VirtualHost, WeightedCluster
+from meltemi.ir.telemetry import Side
 from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls, SanMatch
 from meltemi.ir.value import Origins
 from meltemi.model.names import (
@@ -24,7 +25,7 @@ from meltemi.translate.inbound_ports import InboundPort, inbound_ports
 from meltemi.translate.mtls import Mode, PeerPolicy, peer_policy
 from meltemi.translate.network_filters import inbound_manager, server_tcp
 from meltemi.translate.outbound import PLAINTEXT_HTTP, WILDCARD
-from meltemi.translate.telemetry import file_logs
+from meltemi.translate.telemetry import listener_logs
 
 # What our proxies offer as ALPN (see upstream_tls): HTTP inside, or anything of the mesh.
 MESH_HTTP = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
@@ -286,7 +287,7 @@ def inbound_listeners(build: Build) -> tuple[list[Listener], list[Cluster]]:
         direction="INBOUND",
         bind_to_port=True,
         inspection=_inspection(build, policy, [port.target for port in captured]),
-        access_logs=() if mesh.disable_envoy_listener_log else file_logs(mesh, "no_route"),
+        access_logs=listener_logs(build, Side.SERVER),
         origins=policy.origins,
     )
     return [listener, *listeners], clusters

@@ -8,7 +8,7 @@ from __future__ import annotations
 from meltemi.ir import http_filter as filters
 from meltemi.ir.listener import HttpManager, NetworkFilter, PeerFromCertificate, TcpProxy
 from meltemi.ir.route import RouteConfig, WeightedCluster
-from meltemi.ir.telemetry import StatsKind
+from meltemi.ir.telemetry import Side, StatsKind
 from meltemi.ir.value import Origins
 from meltemi.model.mesh import MeshConfig
 from meltemi.model.service import Resolution
@@ -16,6 +16,7 @@ from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
 from meltemi.translate.tcp_tuning import TcpTuning
 from meltemi.translate.telemetry import client_logs, server_logs
+from meltemi.translate.tracing import tracing_for
 
 _TAIL = (filters.FaultFilter(), filters.CorsFilter(), filters.Router())
 
@@ -50,7 +51,8 @@ def outbound_manager(
         stat_prefix=stat_prefix,
         filters=(filters.SendPeer(), filters.MeshAlpn(), *_client_tail(build)),
         rds=rds,
-        access_logs=client_logs(build.context.mesh, StatsKind.HTTP),
+        access_logs=client_logs(build, StatsKind.HTTP),
+        tracing=tracing_for(build, Side.CLIENT),
         normalize_path=normalize,
         merge_slashes=merge,
         escaped_slashes=escaped,
@@ -68,7 +70,8 @@ def inbound_manager(
         stat_prefix=stat_prefix,
         filters=(filters.ReceivePeer(trusted=mtls), *policy_filters(build).http, *_TAIL),
         routes=routes,
-        access_logs=server_logs(build.context.mesh, StatsKind.HTTP, mtls=mtls),
+        access_logs=server_logs(build, StatsKind.HTTP, mtls=mtls),
+        tracing=tracing_for(build, Side.SERVER),
         direction="INBOUND",
         forward_client_cert="APPEND_FORWARD",
         normalize_path=normalize,
@@ -99,7 +102,8 @@ def gateway_manager(build: Build, stat_prefix: str, rds: str, origins: Origins =
             *_client_tail(build),
         ),
         rds=rds,
-        access_logs=client_logs(mesh, StatsKind.HTTP),
+        access_logs=client_logs(build, StatsKind.HTTP),
+        tracing=tracing_for(build, Side.CLIENT),
         use_remote_address=True,
         trusted_hops=hops,
         forward_client_cert="SANITIZE_SET" if details == "UNDEFINED" else details,
@@ -129,7 +133,7 @@ def client_tcp(
     return TcpProxy(
         stat_prefix=stat_prefix,
         clusters=clusters,
-        access_logs=client_logs(build.context.mesh, StatsKind.TCP),
+        access_logs=client_logs(build, StatsKind.TCP),
         idle_timeout_s=rules.idle_timeout_s,
         max_duration_s=rules.max_duration_s,
         hashes=rules.hashes,
@@ -146,7 +150,7 @@ def server_tcp(
     proxy = TcpProxy(
         stat_prefix=stat_prefix,
         clusters=(WeightedCluster(cluster),),
-        access_logs=server_logs(build.context.mesh, StatsKind.TCP, mtls=mtls),
+        access_logs=server_logs(build, StatsKind.TCP, mtls=mtls),
         after_handshake=mtls,
         origins=origins,
     )

@@ -26,7 +26,7 @@ from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, outbound_manager
 from meltemi.translate.scope import MESH_GATEWAY
 from meltemi.translate.tcp_routes import service_chain, tcp_chains, tls_chains
-from meltemi.translate.telemetry import file_logs
+from meltemi.translate.telemetry import listener_logs
 from meltemi.translate.virtual_hosts import (
     addresses_of,
     is_single_address,
@@ -182,9 +182,7 @@ def virtual_outbound(build: Build) -> Listener:
         chains=(blackhole, _fallback_chain(build, "virtualOutbound-catchall-tcp")),
         bind_to_port=True,
         use_original_dst=True,
-        access_logs=file_logs(build.context.mesh, "no_route")
-        if not build.context.mesh.disable_envoy_listener_log
-        else (),
+        access_logs=listener_logs(build),
     )
 
 

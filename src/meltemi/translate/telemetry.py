@@ -1,70 +1,76 @@
-"""Access logs and metrics of a chain, from the mesh configuration."""
+"""Access logs and metrics of a chain, from Telemetry objects and the mesh configuration."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from typing import TypeVar
 
 from meltemi.ir.telemetry import AccessLog, FileLog, Side, StandardStats, StatsKind
-from meltemi.model.mesh import MeshConfig
+from meltemi.translate.build import Build
+from meltemi.translate.log_formats import mesh_format
+from meltemi.translate.log_providers import provided_log
+from meltemi.translate.telemetry_rules import Metering, logging_rules, metering
 
-# Istio's default fields, in its order.
-_FIELDS = (
-    ("start_time", "[%START_TIME%]"),
-    ("request", '"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%"'),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("upstream_transport_failure_reason", '"%UPSTREAM_TRANSPORT_FAILURE_REASON%"'),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("x_forwarded_for", '"%REQ(X-FORWARDED-FOR)%"'),
-    ("user_agent", '"%REQ(USER-AGENT)%"'),
-    ("request_id", '"%REQ(X-REQUEST-ID)%"'),
-    ("authority", '"%REQ(:AUTHORITY)%"'),
-    ("upstream_host", '"%UPSTREAM_HOST%"'),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("route_name", "%ROUTE_NAME%"),
-)
-DEFAULT_TEXT = " ".join(value for _, value in _FIELDS) + "\n"
-DEFAULT_JSON = {
-    "method": "%REQ(:METHOD)%",
-    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
-    "protocol": "%PROTOCOL%",
-    **{name: value.strip('"[]') for name, value in _FIELDS if name != "request"},
-}
+T = TypeVar("T")
 
 
-def file_logs(mesh: MeshConfig, only: str = "") -> tuple[FileLog, ...]:
-    """The access log that the mesh asks for, if any. ``only`` limits it, as in ``FileLog``."""
-    if not mesh.access_log_file:
+def _remembered(build: Build, what: str, side: Side, make: Callable[[], T]) -> T:
+    """Once per class: many chains ask, and what is wrong is to be reported once."""
+    key = ("telemetry", what, build.proxy, side)
+    if key not in build.context.memo:
+        build.context.memo[key] = make()
+    found: T = build.context.memo[key]
+    return found
+
+
+def _files(build: Build, side: Side, *, http: bool, only: str = "") -> tuple[AccessLog, ...]:
+    """The logs of one side. Without a word from Telemetry the mesh's own file, if there is one."""
+    mesh = build.context.mesh
+    rules = _remembered(build, "logging", side, lambda: logging_rules(build, side))
+    if rules is None:
+        if not mesh.access_log_file:
+            return ()
+        text, document = mesh_format(mesh)
+        return (FileLog(mesh.access_log_file, text=text, json=document, filter=only),)
+    chosen = rules
+
+    def make() -> tuple[AccessLog, ...]:
+        made = (provided_log(build, rule, http=http, only=only) for rule in chosen)
+        return tuple(log for log in made if log is not None)
+
+    return _remembered(build, f"{only}{http}", side, make)
+
+
+def listener_logs(build: Build, side: Side = Side.CLIENT) -> tuple[AccessLog, ...]:
+    """Connections that found no filter chain."""
+    if build.context.mesh.disable_envoy_listener_log:
         return ()
-    if mesh.access_log_encoding == "JSON":
-        document = json.dumps(DEFAULT_JSON, sort_keys=True)
-        if mesh.access_log_format:
-            try:
-                given = json.loads(mesh.access_log_format)
-            except ValueError:
-                given = None  # validation reports it; the default keeps requests visible
-            if isinstance(given, dict):
-                document = json.dumps(given, sort_keys=True)
-        return (FileLog(mesh.access_log_file, json=document, filter=only),)
-    text = mesh.access_log_format or DEFAULT_TEXT
-    return (FileLog(mesh.access_log_file, text=text, filter=only),)
+    return _files(build, side, http=False, only="no_route")
 
 
-def client_logs(mesh: MeshConfig, kind: StatsKind) -> tuple[AccessLog, ...]:
+def _stats(
+    side: Side, kind: StatsKind, rules: Metering, security: str = "unknown", *, peer: bool = False
+) -> tuple[StandardStats, ...]:
+    if not rules.enabled:
+        return ()
+    disabled = tuple(
+        name for name in rules.disabled if name.startswith("tcp") is (kind is StatsKind.TCP)
+    )
+    return (StandardStats(side, kind, security, peer, disabled, rules.labels),)
+
+
+def _metering(build: Build, side: Side) -> Metering:
+    return _remembered(build, "metrics", side, lambda: metering(build, side))
+
+
+def client_logs(build: Build, kind: StatsKind) -> tuple[AccessLog, ...]:
     """What the calling side records."""
-    return (StandardStats(Side.CLIENT, kind), *file_logs(mesh))
+    stats = _stats(Side.CLIENT, kind, _metering(build, Side.CLIENT))
+    return (*stats, *_files(build, Side.CLIENT, http=kind is StatsKind.HTTP))
 
 
-def server_logs(mesh: MeshConfig, kind: StatsKind, *, mtls: bool) -> tuple[AccessLog, ...]:
+def server_logs(build: Build, kind: StatsKind, *, mtls: bool) -> tuple[AccessLog, ...]:
     """What the called side records. Only an mTLS peer's word about itself counts."""
-    stats = StandardStats(Side.SERVER, kind, security="mutual_tls" if mtls else "none", peer=mtls)
-    return (stats, *file_logs(mesh))
+    security = "mutual_tls" if mtls else "none"
+    stats = _stats(Side.SERVER, kind, _metering(build, Side.SERVER), security, peer=mtls)
+    return (*stats, *_files(build, Side.SERVER, http=kind is StatsKind.HTTP))
