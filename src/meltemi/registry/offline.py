@@ -206,9 +206,7 @@ def _with_data(raw: RawObject) -> RawObject:
 
 
 def _placed(config: AnyConfig, namespace: str, position: int) -> AnyConfig:
-    meta = replace(
-        config.meta, namespace=namespace, created=config.meta.created or float(position)
-    )
+    meta = replace(config.meta, namespace=namespace, created=config.meta.created or float(position))
     spec = config.spec
     if isinstance(spec, k8s.K8s):
         metadata = msgspec.structs.replace(spec.metadata, namespace=namespace)  # type: ignore[attr-defined]

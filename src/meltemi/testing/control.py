@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import SystemClock
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
-from meltemi.model.names import CDS_TYPE, LDS_TYPE, RDS_TYPE, parse_spiffe
+from meltemi.model.names import CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, parse_spiffe
 from meltemi.model.resource import Resource, resource_of
 from meltemi.push.queue import PushRequest
 from meltemi.registry.from_kubernetes import RegistrySettings
 from meltemi.registry.offline import OfflineMesh
+from meltemi.testing.identities import Identities
 from meltemi.testing.proxies import EPOCH, IDENTITY_HEADER
 from meltemi.testing.rewire import Place, Rewire, Rewired
 
@@ -64,7 +64,9 @@ class LocalAuthenticator(Authenticator):
 class RigPipeline(Pipeline):
     """The pipeline, with resources changed for the rig and pushes on demand."""
 
-    def __init__(self, world: World, rewire: Rewire, metrics: Metrics) -> None:
+    def __init__(
+        self, world: World, rewire: Rewire, identities: Identities, metrics: Metrics
+    ) -> None:
         super().__init__(
             world,
             SystemClock(),
@@ -77,8 +79,11 @@ class RigPipeline(Pipeline):
         self.places: dict[str, Place] = {}
         self.epochs: dict[str, int] = {}
         self._rewire = rewire
+        self._identities = identities
         self._rewired: dict[tuple[str, str], Rewired] = {}
-        self._routes: dict[str, tuple[Mapping[str, Resource], int, Mapping[str, Resource]]] = {}
+        self._extended: dict[
+            tuple[str, str], tuple[Mapping[str, Resource], int, Mapping[str, Resource]]
+        ] = {}
 
     async def flush(self) -> None:
         """Push what has changed; every connection has been told when this returns."""
@@ -133,7 +138,8 @@ class RigPipeline(Pipeline):
         super().left(connection)
         for key in [key for key in self._rewired if key[0] == connection.id]:
             del self._rewired[key]
-        self._routes.pop(connection.id, None)
+        for key in [key for key in self._extended if key[0] == connection.id]:
+            del self._extended[key]
 
     def _snapshot(self, attached: Attached, view: ClassView) -> Snapshot:
         made = super()._snapshot(attached, view)
@@ -144,7 +150,22 @@ class RigPipeline(Pipeline):
             type_url: self._changed(attached.connection.id, type_url, mapping, place)
             for type_url, mapping in made.types.items()
         }
-        types[RDS_TYPE] = self._with_epoch(attached.connection, made.types[RDS_TYPE])
+        connection = attached.connection
+        epoch = self.epochs.get(connection.proxy.id, 0)
+        types[RDS_TYPE] = self._with(
+            connection,
+            made.types[RDS_TYPE],
+            (RDS_TYPE, epoch),
+            lambda: {EPOCH: _epoch_routes(epoch)},
+        )
+        if connection.identity is not None:
+            spiffe = connection.identity.spiffe
+            types[SDS_TYPE] = self._with(
+                connection,
+                made.types[SDS_TYPE],
+                (SDS_TYPE, 0),
+                lambda: self._identities.workload(spiffe),
+            )
         return Snapshot(made.version, types)
 
     def _changed(
@@ -159,14 +180,18 @@ class RigPipeline(Pipeline):
             self._rewired[key] = known
         return known
 
-    def _with_epoch(
-        self, connection: Connection, routes: Mapping[str, Resource]
+    def _with(
+        self,
+        connection: Connection,
+        mapping: Mapping[str, Resource],
+        key: tuple[str, int],
+        more: Callable[[], Mapping[str, Resource]],
     ) -> Mapping[str, Resource]:
-        epoch = self.epochs.get(connection.proxy.id, 0)
-        known = self._routes.get(connection.id)
-        if known is None or known[0] is not routes or known[1] != epoch:
-            known = (routes, epoch, {**routes, EPOCH: _epoch_routes(epoch)})
-            self._routes[connection.id] = known
+        """The mapping and some of the rig's own resources; the same object while neither changed."""
+        known = self._extended.get((connection.id, key[0]))
+        if known is None or known[0] is not mapping or known[1] != key[1]:
+            known = (mapping, key[1], {**mapping, **more()})
+            self._extended[connection.id, key[0]] = known
         return known[2]
 
 
@@ -196,11 +221,13 @@ class _Source:
 class Control:
     """World, pipeline and servers. Lives in one event loop."""
 
-    def __init__(self, rewire: Rewire, socket: Path, trust_domain: str) -> None:
+    def __init__(
+        self, rewire: Rewire, identities: Identities, socket: Path, trust_domain: str
+    ) -> None:
         self.trust_domain = trust_domain
         metrics = Metrics()
         self.world = World(RegistrySettings(trust_domain=trust_domain))
-        self.pipeline = RigPipeline(self.world, rewire, metrics)
+        self.pipeline = RigPipeline(self.world, rewire, identities, metrics)
         self.world.listener = self.pipeline.changed
         authenticator = LocalAuthenticator(None, (trust_domain,))
         discovery = DiscoveryServer(
@@ -323,5 +350,3 @@ async def until(check: Callable[[], Any], deadline_s: float, what: Callable[[], 
         await asyncio.sleep(pause)
         pause = min(pause * 1.3, 0.02)
     return found
-
-

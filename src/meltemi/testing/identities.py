@@ -1,7 +1,7 @@
 """Certificates of one test session: the mesh's authority, and one for servers outside the mesh.
 
-In: SPIFFE ids and DNS names. Out: files as the agent lays them out, and server contexts. Keys are elliptic (fast),
-files are 0600 in the session's own folder, and everything ends with the session.
+In: SPIFFE ids and DNS names. Out: xDS secrets, PEM texts and server contexts. Keys are elliptic (fast) and stay in
+memory; everything ends with the session.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 
-from meltemi.agent.secrets import CURRENT, DEFAULT_FILE, ROOTCA_FILE, render_default, render_rootca
 from meltemi.ca.authority import Authority, issue_server, key_pem, self_signed
+from meltemi.model.names import SDS_DEFAULT, SDS_ROOTCA
+from meltemi.model.resource import Resource, resource_of
 
 _DAY_S = 86_400.0
 _SERIAL_BITS = 120
@@ -29,22 +31,26 @@ class Identities:
         self._folder = folder
         self.mesh = _authority("meltemi.testing mesh")
         self.outside = _authority("meltemi.testing outside")
-        self.outside_root = self._write(folder / "outside-root.pem", self.outside.roots)
+        self._workloads: dict[str, dict[str, Resource]] = {}
         self._contexts: dict[tuple[str, tuple[str, ...]], ssl.SSLContext] = {}
 
-    def workload(self, name: str, spiffe: str) -> Path:
-        """The certificate folder of a proxy, as ``agent.secrets`` describes it."""
-        folder = self._folder / name
-        current = folder / CURRENT
-        current.mkdir(parents=True, mode=0o700)
-        key = ec.generate_private_key(ec.SECP256R1())
-        issued = _issue(self.mesh, key, (), spiffe)
-        self._write(current / "cert.pem", "".join(issued))
-        self._write(current / "key.pem", key_pem(key))
-        self._write(current / "root.pem", self.mesh.roots)
-        self._write(folder / DEFAULT_FILE, render_default(str(folder)))
-        self._write(folder / ROOTCA_FILE, render_rootca(str(folder)))
-        return folder
+    def workload(self, spiffe: str) -> dict[str, Resource]:
+        """The secrets ``default`` and ``ROOTCA`` of a proxy with this SPIFFE id."""
+        known = self._workloads.get(spiffe)
+        if known is None:
+            key = ec.generate_private_key(ec.SECP256R1())
+            own = secret_pb2.Secret(name=SDS_DEFAULT)
+            chain = "".join(_issue(self.mesh, key, (), spiffe))
+            own.tls_certificate.certificate_chain.inline_string = chain
+            own.tls_certificate.private_key.inline_string = key_pem(key)
+            roots = secret_pb2.Secret(name=SDS_ROOTCA)
+            roots.validation_context.trusted_ca.inline_string = self.mesh.roots
+            known = {
+                secret.name: resource_of(secret.name, secret.SerializeToString())
+                for secret in (own, roots)
+            }
+            self._workloads[spiffe] = known
+        return known
 
     def pair(self, *names: str) -> tuple[str, str, str]:
         """(certificate chain, key, root) in PEM of the authority outside the mesh, for DNS names."""

@@ -73,9 +73,7 @@ def build_bootstrap(settings: ProxySettings, place: Place, socket: Path) -> dict
                 "grpc_services": [
                     {
                         "envoy_grpc": {"cluster_name": RIG_CLUSTER},
-                        "initial_metadata": [
-                            {"key": IDENTITY_HEADER, "value": settings.identity}
-                        ],
+                        "initial_metadata": [{"key": IDENTITY_HEADER, "value": settings.identity}],
                     }
                 ],
             },
@@ -171,7 +169,9 @@ class Running:
 
     async def warming(self) -> int:
         """Listeners and clusters that wait for something."""
-        text = await self.admin("/stats?filter=^(listener_manager.total_listeners_warming|cluster_manager.warming_clusters)$")
+        text = await self.admin(
+            "/stats?filter=^(listener_manager.total_listeners_warming|cluster_manager.warming_clusters)$"
+        )
         return sum(int(line.rpartition(b":")[2]) for line in text.splitlines() if line)
 
     async def _get(self, index: int, port: int, path: str) -> bytes:
@@ -202,9 +202,7 @@ class Running:
         await self.process.wait()
 
 
-async def _exchange(
-    kept: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str
-) -> bytes:
+async def _exchange(kept: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str) -> bytes:
     reader, writer = kept
     writer.write(f"GET {path} HTTP/1.1\r\nhost: rig\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")

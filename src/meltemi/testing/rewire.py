@@ -9,7 +9,8 @@ protocol header, and a server's proxy is bound to the workload's own address and
 * behind ``virtualInbound`` the way to the application is told by filter state: the same port at the application's address
   (in a pod, both have one address);
 * endpoint addresses outside the mesh become those of stand-ins, so that nothing leaves this machine;
-* certificate files are in the session's folder;
+* workload certificates come over the stream instead of from files (each watched file costs an inotify instance, of which
+  an ordinary user has 128);
 * one response header mutation (and an access log for TCP) reports what the proxy did.
 
 Everything else (chains, their matches, filters, routes, clusters, policies) is what a proxy in a mesh gets.
@@ -40,9 +41,9 @@ from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
 from meltemi.envoy.anys import pack
+from meltemi.envoy.listeners import ads
 from meltemi.model.names import (
     CDS_TYPE,
-    CERT_DIR,
     EDS_TYPE,
     LDS_TYPE,
     VIRTUAL_INBOUND,
@@ -78,7 +79,6 @@ class Place:
     id: str
     address: str
     app: str
-    certificates: str
     ports: tuple[int, ...]
     router: bool = False
 
@@ -144,8 +144,9 @@ def _endpoints(made: Any, ground: Ground, app: str = "") -> bool:
                     continue
                 socket = address.socket_address
                 if app:
-                    where = (app if socket.address in _LOOPBACK else socket.address), ground.port(
-                        socket.port_value
+                    where = (
+                        (app if socket.address in _LOOPBACK else socket.address),
+                        ground.port(socket.port_value),
                     )
                 else:
                     where = ground.endpoint(socket.address, socket.port_value)
@@ -166,18 +167,18 @@ def _cluster(body: bytes, place: Place, ground: Ground) -> bytes:
         inbound = made.name.startswith("inbound|")
         _endpoints(made.load_assignment, ground, place.app if inbound else "")
     for match in made.transport_socket_matches:
-        _certificates(match.transport_socket, place)
+        _certificates(match.transport_socket)
     if made.HasField("transport_socket"):
-        _certificates(made.transport_socket, place)
+        _certificates(made.transport_socket)
     return bytes(made.SerializeToString(deterministic=True))
 
 
-def _certificates(socket: Any, place: Place) -> None:
-    """Point the workload's SDS files to the session's folder."""
+def _certificates(socket: Any) -> None:
+    """Take the workload's secrets from the stream, under their own names."""
     if socket.name == "envoy.transport_sockets.upstream_proxy_protocol":
         outer = upstream_proxy_protocol_pb2.ProxyProtocolUpstreamTransport()
         outer.ParseFromString(socket.typed_config.value)
-        _certificates(outer.transport_socket, place)
+        _certificates(outer.transport_socket)
         socket.typed_config.value = outer.SerializeToString(deterministic=True)
     if socket.name != "envoy.transport_sockets.tls":
         return
@@ -192,12 +193,7 @@ def _certificates(socket: Any, place: Place) -> None:
         sources.append(common.combined_validation_context.validation_context_sds_secret_config)
     for source in sources:
         if source.sds_config.WhichOneof("config_source_specifier") == "path_config_source":
-            files = source.sds_config.path_config_source
-            files.path = files.path.replace(CERT_DIR, place.certificates)
-            if files.HasField("watched_directory"):
-                files.watched_directory.path = files.watched_directory.path.replace(
-                    CERT_DIR, place.certificates
-                )
+            source.sds_config.CopyFrom(ads())
     socket.typed_config.value = context.SerializeToString(deterministic=True)
 
 
@@ -225,7 +221,7 @@ def _listener(body: bytes, place: Place, ground: Ground) -> bytes:
                 first = [_destination(f"{there[0]}:{there[1]}")]
     for chain in chains:
         if chain.HasField("transport_socket"):
-            _certificates(chain.transport_socket, place)
+            _certificates(chain.transport_socket)
         direction = base_pb2.TrafficDirection.Name(made.traffic_direction).lower()
         for entry in chain.filters:
             _report(entry, place, "gateway" if place.router else direction)

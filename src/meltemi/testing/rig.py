@@ -8,30 +8,34 @@ process, socket or file behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
-from meltemi.model.names import spiffe_id
 from meltemi.model.service import Service
 from meltemi.registry.offline import AddressPlan, OfflineMesh, OfflineProxy, counted_addresses
 from meltemi.testing.addresses import Block
 from meltemi.testing.control import Control, until
+from meltemi.testing.forwarder import Forwarder
 from meltemi.testing.identities import Identities
 from meltemi.testing.keeper import Keeper
 from meltemi.testing.proxies import Running, start_proxy
 from meltemi.testing.rewire import Place, Rewire
 from meltemi.testing.standins import Standins, Who
 from meltemi.testing.tcp_logs import TcpLogs
+
+if TYPE_CHECKING:
+    from meltemi.testing.resolve import Target
 
 T = TypeVar("T")
 READY_S = 20.0
@@ -70,10 +74,20 @@ class Rig:
         """Run a coroutine in the rig's thread and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
+    def on_loop(self, action: Callable[[], T]) -> T:
+        """Call a function in the rig's thread."""
+
+        async def act() -> T:
+            return action()
+
+        return self.call(act())
+
     async def _start(self, trust_domain: str) -> None:
         self.standins = Standins(self.identities)
         self._tasks = Tasks("meltemi.testing")
-        self.control = Control(Rewire(self), self.folder / "rig.sock", trust_domain)
+        self.control = Control(
+            Rewire(self), self.identities, self.folder / "rig.sock", trust_domain
+        )
         self.control.on_log = self.tcp_logs.add
         await self.control.start()
 
@@ -173,6 +187,23 @@ class Rig:
         """What a proxy was told."""
         return self.control.pipeline.ir_of(proxy)
 
+    def captures_dns(self, proxy: OfflineProxy) -> bool:
+        """Whether names of the proxy's pod are answered by DNS capture, hence with automatic addresses."""
+        value = proxy.annotations.get("proxy.istio.io/config", "")
+        mesh = self.objects.mesh.default_config.proxy_metadata or {}
+        own = "ISTIO_META_DNS_CAPTURE" in value and "true" in value.lower()
+        return own or str(mesh.get("ISTIO_META_DNS_CAPTURE", "")).lower() == "true"
+
+    @contextlib.contextmanager
+    def forwarder(self, target: Callable[[], Target]) -> Iterator[tuple[str, int]]:
+        """An address whose connections are passed on to where ``target`` says at that moment."""
+        forwarder = Forwarder(target)
+        address = self.call(forwarder.open(f"127.{self.block.number}.0.1"))
+        try:
+            yield address
+        finally:
+            self.call(forwarder.close())
+
     # --- configuration ------------------------------------------------------------------------------
 
     def apply(self, objects: OfflineMesh) -> None:
@@ -208,14 +239,10 @@ class Rig:
         self._declared = {}
         for proxy in objects.proxies:
             address = self.block.address("proxy", proxy.id)
-            identity = spiffe_id(
-                self.control.trust_domain, proxy.namespace, proxy.service_account
-            )
             place = Place(
                 proxy.id,
                 address,
                 self.block.address("app", proxy.id) if proxy.injected else address,
-                str(self._certificates(proxy, identity)) if proxy.injected else "",
                 () if proxy.router else tuple(sorted(ports.get(proxy.id, ()))),
                 proxy.router,
             )
@@ -223,11 +250,6 @@ class Rig:
             if proxy.address != address:
                 self._declared[proxy.address] = place
         self._outside = _strangers(objects)
-
-    def _certificates(self, proxy: OfflineProxy, identity: str) -> Path:
-        name = f"{proxy.id}.{proxy.service_account}"
-        folder = self.folder / name
-        return folder if folder.exists() else self.identities.workload(name, identity)
 
     def _answer_for(self, proxy: OfflineProxy, place: Place) -> None:
         if proxy.router:
@@ -243,6 +265,12 @@ class Rig:
                 protocol,
             )
             self._listen((place.app, self.port(number)), who)
+
+    def stand_in_again(self, proxy: OfflineProxy) -> None:
+        """A program of the user's has ended."""
+        place = self._places.get(proxy.id)
+        if place is not None:
+            self._answer_for(proxy, place)
 
     async def _ensure(self, proxy: OfflineProxy) -> None:
         """A running Envoy with exactly this identity."""

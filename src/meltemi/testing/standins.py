@@ -8,6 +8,7 @@ such as mirroring; ``Trouble`` makes a workload fail as a test wants.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import socket
@@ -328,7 +329,7 @@ class Lines(Session):
             answer = json_bytes(
                 self.app.describe(received=line.decode(errors="replace"), protocol="tcp")
             )
-            later(delay, lambda answer=answer: self.app.channel.write(answer + b"\n"))
+            later(delay, functools.partial(self.app.channel.write, answer + b"\n"))
 
 
 def later(delay_s: float, action: Callable[[], None]) -> None:
@@ -351,14 +352,12 @@ class TlsLayer(Channel):
         context = identities.server_context(fallback, ("h2", "http/1.1"))
         self._object = context.wrap_bio(self._in, self._out, server_side=True)
 
-        def by_name(
-            wrapped: ssl.SSLObject, name: str | None, _: ssl.SSLContext
-        ) -> None:
+        def by_name(wrapped: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
             if name:
                 self.tls["sni"] = name
                 wrapped.context = identities.server_context(name, ("h2", "http/1.1"))
 
-        context.sni_callback = by_name  # type: ignore[assignment]
+        context.sni_callback = by_name
         app.channel = self
 
     def feed(self, data: bytes) -> bytes:

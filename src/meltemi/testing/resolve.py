@@ -1,0 +1,135 @@
+"""Where a client's connection goes: what DNS, and the kernel's capture, do in a pod.
+
+In: a rig, the client's workload (None: a client outside the mesh), a host and a port. Out: ``Target``. Unknown hosts are
+stand-ins outside the mesh; nothing is looked up in real DNS.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from meltemi.model.service import Service
+from meltemi.registry.offline import OfflineProxy
+from meltemi.testing.rig import Rig
+
+_PORTS = itertools.cycle(range(2_000, 60_000))
+_DEFAULTS = {"http": 80, "ws": 80, "grpc": 80, "https": 443, "wss": 443, "grpcs": 443, "tls": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Connect to ``address``; with ``header``, state the original destination first.
+
+    ``source`` is the client's own address as its proxy sees it ('' without a proxy).
+    """
+
+    address: tuple[str, int]
+    header: bytes = b""
+    destination: tuple[str, int] = ("", 0)
+    source: tuple[str, int] = ("", 0)
+
+
+def default_port(scheme: str) -> int:
+    """The port of a URL without one; 0 when the scheme has none."""
+    return _DEFAULTS.get(scheme, 0)
+
+
+def find_service(rig: Rig, host: str, namespace: str) -> Service | None:
+    """The service that a name means in a namespace: a short name, a longer one, or a ServiceEntry's host."""
+    world = rig.control.world
+    domain = world.settings.domain
+    registry = world.registry.snapshot()
+    host = host.rstrip(".").lower()
+    candidates = (
+        f"{host}.{namespace}.svc.{domain}",
+        f"{host}.svc.{domain}",
+        f"{host}.{domain}",
+        host,
+    )
+    for candidate in candidates:
+        found = registry.services.get(candidate, ())
+        own = [service for service in found if service.namespace == namespace]
+        if own or found:
+            return (own or list(found))[0]
+    return None
+
+
+def _literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def name_address(rig: Rig, host: str, port: int, namespace: str, *, capture: bool) -> str:
+    """What a resolver in the pod answers. ``capture``: DNS capture is on, so automatic addresses count."""
+    if _literal(host):
+        return host
+    if host == "localhost":
+        return "127.0.0.1"
+    service = find_service(rig, host, namespace)
+    if service is None:
+        return rig.outside(host, port)[0]
+    if service.external_name:
+        return name_address(rig, service.external_name, port, namespace, capture=capture)
+    single = [address for address in service.addresses if _literal(address)]
+    if single:
+        return single[0]
+    if service.headless:
+        index = rig.control.world.registry.endpoints
+        found = [e.address for e in index.endpoints(service.hostname, service.namespace)]
+        if found:
+            return found[0]
+    if capture and service.auto_allocated:
+        return service.auto_allocated[0]
+    return rig.outside(host, port)[0]
+
+
+def from_workload(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target:
+    """A connection that a pod's application makes."""
+    place = rig.place(proxy.id)
+    assert place is not None
+    if not proxy.injected:
+        return from_outside(rig, host, port, proxy.namespace)
+    if host in ("localhost", "127.0.0.1"):
+        return Target((place.address, rig.port(port)))
+    capture = rig.captures_dns(proxy)
+    address = name_address(rig, host, port, proxy.namespace, capture=capture)
+    number = port
+    ir = rig.ir_of(proxy.id)
+    if rig.port(port) != port and rig.block.owns(address):
+        # Passed through, the destination is connected to as stated.
+        known = ir is not None and any(entry.port == port for entry in ir.listeners)
+        number = port if known else rig.port(port)
+    source = (place.address, next(_PORTS))
+    header = f"PROXY TCP4 {source[0]} {address} {source[1]} {number}\r\n".encode()
+    listen = rig.control.world.mesh.proxy_listen_port
+    return Target((place.address, rig.port(listen)), header, (address, number), source)
+
+
+def from_outside(rig: Rig, host: str, port: int, namespace: str = "default") -> Target:
+    """A connection without a proxy: to a pod of the Service, as kube-proxy sends it."""
+    if not _literal(host):
+        service = find_service(rig, host, namespace)
+        if service is not None and not service.mesh_external and not service.external_name:
+            return Target(rig.first_endpoint(service, port))
+        if service is not None and service.external_name:
+            return from_outside(rig, service.external_name, port, namespace)
+    return Target(rig.endpoint(host, port))
+
+
+def to_gateway(rig: Rig, proxy: OfflineProxy, port: int) -> Target:
+    """A connection from outside to a gateway: its Service's port, or the gateway's own."""
+    place = rig.place(proxy.id)
+    assert place is not None
+    number = port
+    for service in rig.control.world.registry.snapshot().all_services:
+        selected = service.selector_labels and service.namespace == proxy.namespace
+        if selected and all(proxy.labels.get(k) == v for k, v in service.selector_labels.items()):
+            entry = service.port(port)
+            if entry is not None:
+                number = entry.target_port or port
+    return Target((place.address, rig.port(number)))
