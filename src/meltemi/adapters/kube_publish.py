@@ -163,17 +163,27 @@ class _NamespaceSink:
 
 
 class _ConfigMapSink:
+    """Only the ConfigMap of that name counts, whatever else the watch reports."""
+
     def __init__(self, owner: RootPublisher) -> None:
         self._owner = owner
 
     def replaced(self, objects: Mapping[ObjectKey, kubernetes.ConfigMap]) -> None:
-        self._owner.set_published({key[0]: value.data or {} for key, value in objects.items()})
+        self._owner.set_published(
+            {
+                namespace: value.data or {}
+                for (namespace, name), value in objects.items()
+                if name == secrets.ROOT_CONFIG_MAP
+            }
+        )
 
     def changed(self, key: ObjectKey, value: kubernetes.ConfigMap) -> None:
-        self._owner.note_published(key[0], value.data or {})
+        if key[1] == secrets.ROOT_CONFIG_MAP:
+            self._owner.note_published(key[0], value.data or {})
 
     def deleted(self, key: ObjectKey) -> None:
-        self._owner.note_published(key[0], None)
+        if key[1] == secrets.ROOT_CONFIG_MAP:
+            self._owner.note_published(key[0], None)
 
 
 class WebhookPatcher:
