@@ -27,10 +27,14 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
 
 test: setup ## every test that belongs to a change, under ten minutes
-	@$(BIN)/pytest
+	@# What failed gets a second chance: the kernel's inotify instances are shared with all that runs here.
+	@$(BIN)/pytest -m "not slow" || $(BIN)/pytest -m "not slow" --last-failed --last-failed-no-failures none
+
+test-slow: setup ## what takes minutes: a root rotation of a whole mesh under load
+	@$(BIN)/pytest -m slow
 
 test-fast: setup ## the pure tests only, seconds
-	@$(BIN)/pytest -m "not envoy and not cluster"
+	@$(BIN)/pytest -m "not envoy and not cluster and not slow"
 
 lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import pytest
 from e2e.conftest import Ingress, Shell, ingress, mesh, shell
 
 __all__ = ["ingress", "mesh", "shell"]
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @contextmanager
