@@ -18,6 +18,7 @@ from meltemi.commands.failure import EX_USAGE
 VERBS: dict[str, tuple[str, str, str]] = {
     "analyze": ("analyze", "analyze", "find mistakes in files or in the cluster"),
     "ca": ("ca", "ca", "the certificate authority: status, and rotation of its root"),
+    "compile": ("compile", "compile_", "what every proxy would be told, from files alone"),
     "demo": ("demo", "demo", "a running mesh with Bookinfo on this machine"),
     "install": ("install", "install", "install or change the mesh in a cluster"),
     "kube-inject": ("kube_inject", "kube_inject", "add sidecars to manifests, offline"),

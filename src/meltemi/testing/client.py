@@ -108,6 +108,10 @@ class Client:
             names = peer_names(connection)
         response = self._response(sent, answer, time.monotonic() - started)
         response.certificate = names
+        if target.source[1] and response.first is None:
+            # Its own proxy saw bytes, not HTTP: what it did is in its log of the connection, which ended just now.
+            seen = self._rig.tcp_logs.hops(target.source, expected=1)
+            response.hops = (*seen, *response.hops)
         self._note(response)
         return response
 
@@ -282,7 +286,8 @@ class Client:
     def _connect(
         self, sent: Sent, timeout: float, tls: TlsOptions | None
     ) -> tuple[socket.socket, Target]:
-        target = self._target(sent)
+        # In the rig's own thread: to resolve a name may mean to begin answering for it.
+        target = self._rig.on_loop(lambda: self._target(sent))
         try:
             connection = socket.create_connection(target.address, timeout)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

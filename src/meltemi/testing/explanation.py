@@ -145,13 +145,15 @@ class Explanations:
 
     def _steps(self, found: Explanation, hop: Hop | None) -> list[str]:
         lines = []
+        named: set[Origin] = set()
         for step in found.steps:
             if step.kind == "cluster" and hop is not None and hop.cluster not in ("", step.name):
                 continue
             lines.append(f"    {step.kind} {step.name or '(unnamed)'}: {step.why}")
             for origin in dict.fromkeys(step.origins):
-                if text := self._origin(origin):
-                    lines.append(f"        {text}")
+                if origin not in named:
+                    named.add(origin)
+                    lines.append(f"        {self._origin(origin)}")
         return lines
 
     def _origin(self, origin: Origin) -> str:

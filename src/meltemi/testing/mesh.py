@@ -7,11 +7,13 @@ shared by all tests of a process and reconfigured in milliseconds.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from meltemi.config.decode import RawObject
 from meltemi.model.origin import Finding, Level
@@ -294,6 +296,12 @@ class Mesh:
             if value.isdigit():
                 found[name] = int(value)
         return found
+
+    def config(self, workload: str) -> Any:
+        """What a workload's Envoy says that it has: its whole configuration, as JSON. Certificates are redacted by it."""
+        rig = self._running()
+        running = rig.running[self._find(workload, None).id]
+        return json.loads(rig.call(running.admin("/config_dump")))
 
     def explain(self, count: int = 3) -> str:
         """The way of the last requests, newest last."""

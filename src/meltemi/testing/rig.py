@@ -46,7 +46,7 @@ class Rig:
     """See the module. Public methods may be called from any thread."""
 
     def __init__(self, trust_domain: str = "cluster.local") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="meltemi-testing-"))
+        self.folder = _folder()
         self.keeper = Keeper(self.folder)
         self.block = Block()
         self.identities = Identities(self.folder)
@@ -342,6 +342,15 @@ async def _value(work: Coroutine[Any, Any, T], otherwise: T) -> T:
         return await work
     except (OSError, asyncio.IncompleteReadError):
         return otherwise
+
+
+def _folder() -> Path:
+    """The session's folder; it holds a Unix socket, whose path may have 107 characters at most."""
+    made = Path(tempfile.mkdtemp(prefix="meltemi-testing-"))
+    if len(str(made)) <= 90:
+        return made
+    made.rmdir()
+    return Path(tempfile.mkdtemp(prefix="meltemi-testing-", dir="/tmp"))
 
 
 def _is_loopback(address: str) -> bool:

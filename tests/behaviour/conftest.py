@@ -1,0 +1,65 @@
+"""The services that behaviour tests talk about, and a short way to write rules for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meltemi.testing.client import Client
+from meltemi.testing.mesh import Mesh
+
+SERVICES = Path(__file__).parent / "services.yaml"
+
+
+@pytest.fixture
+def shop(mesh: Mesh) -> Mesh:
+    """``caller`` and ``other`` call; ``reviews`` (v1, v2, v3) and ``details`` answer."""
+    return mesh.apply(SERVICES)
+
+
+@pytest.fixture
+def caller(shop: Mesh) -> Client:
+    """The usual client."""
+    return shop.client("caller")
+
+
+Apply = Callable[[str], Mesh]
+
+
+def indented(text: str, by: int) -> str:
+    """Every line moved to the right."""
+    return "\n".join(
+        " " * by + line if line.strip() else line for line in text.strip("\n").split("\n")
+    )
+
+
+@pytest.fixture
+def http(shop: Mesh) -> Apply:
+    """Apply the ``http`` section of a VirtualService for host ``reviews``."""
+
+    def apply(section: str) -> Mesh:
+        return shop.apply(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\n"
+            f"spec:\n  hosts: [reviews]\n  http:\n{indented(section, 2)}\n"
+        )
+
+    return apply
+
+
+@pytest.fixture
+def policy(shop: Mesh) -> Apply:
+    """Apply the ``trafficPolicy`` of a DestinationRule for host ``reviews`` (its subsets stay)."""
+
+    def apply(section: str) -> Mesh:
+        return shop.apply(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews}\n"
+            f"spec:\n  host: reviews\n  trafficPolicy:\n{indented(section, 4)}\n"
+            "  subsets:\n"
+            "  - {name: v1, labels: {version: v1}}\n"
+            "  - {name: v2, labels: {version: v2}}\n"
+            "  - {name: v3, labels: {version: v3}}\n"
+        )
+
+    return apply

@@ -1,0 +1,538 @@
+"""DestinationRule: how requests are spread, limited and protected on their way to a host."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from meltemi.testing.client import Client
+from meltemi.testing.mesh import Mesh
+from meltemi.testing.response import NoAnswer
+
+pytestmark = pytest.mark.envoy
+
+URL = "http://reviews:9080/"
+Apply = Callable[[str], Mesh]
+THREE = {"reviews-v1", "reviews-v2", "reviews-v3"}
+
+
+# --- load balancers -----------------------------------------------------------------------------------
+
+
+def test_round_robin_takes_turns(policy: Apply, caller: Client) -> None:
+    policy("loadBalancer: {simple: ROUND_ROBIN}")
+    assert set(caller.send(URL, n=30).counts.values()) == {10}
+
+
+@pytest.mark.parametrize("name", ["RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"])
+def test_other_balancers_use_every_endpoint(policy: Apply, caller: Client, name: str) -> None:
+    policy(f"loadBalancer: {{simple: {name}}}")
+    assert set(caller.send(URL, n=60).counts) == THREE
+
+
+def test_random_is_fair(policy: Apply, caller: Client) -> None:
+    policy("loadBalancer: {simple: RANDOM}")
+    third = 1 / 3
+    caller.send(URL, n=450).assert_shares(dict.fromkeys(THREE, third))
+
+
+def vary(name: str) -> Callable[[int], dict[str, str]]:
+    """A header whose value differs from request to request."""
+    return lambda number: {name: f"value-{number}"}
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["", ", ringHash: {minimumRingSize: 64}", ", maglev: {tableSize: 65537}"]
+)
+def test_consistent_hash_by_header(policy: Apply, caller: Client, algorithm: str) -> None:
+    policy(f"loadBalancer: {{consistentHash: {{httpHeaderName: x-user{algorithm}}}}}")
+    assert len(caller.send(URL, n=20, headers={"x-user": "jason"}).counts) == 1
+    assert set(caller.send(URL, n=60, vary=vary("x-user")).counts) == THREE
+
+
+def test_consistent_hash_by_query_parameter(policy: Apply, caller: Client) -> None:
+    policy("loadBalancer: {consistentHash: {httpQueryParameterName: user}}")
+    assert len(caller.send(URL + "?user=jason", n=20).counts) == 1
+    found = {caller.get(f"{URL}?user={number}").workload for number in range(40)}
+    assert found == THREE
+
+
+def test_consistent_hash_by_source_address(policy: Apply, caller: Client) -> None:
+    policy("loadBalancer: {consistentHash: {useSourceIp: true}}")
+    assert len(caller.send(URL, n=20, new_connections=True).counts) == 1
+
+
+def test_consistent_hash_by_cookie_that_the_proxy_makes(policy: Apply, caller: Client) -> None:
+    policy("loadBalancer: {consistentHash: {httpCookie: {name: shop, path: /, ttl: 60s}}}")
+    first = caller.get(URL)
+    cookie = first.headers["set-cookie"].partition(";")[0]
+    assert cookie.startswith("shop=")
+    assert "Max-Age=60" in first.headers["set-cookie"]
+    found = caller.send(URL, n=20, headers={"cookie": cookie})
+    assert found.counts == {first.workload: 20}
+
+
+# --- localities ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spread(shop: Mesh) -> Mesh:
+    """The caller and reviews-v1 are in one zone, v2 in another of the region, v3 in another region."""
+    places = {
+        "caller": "eu.west.a",
+        "reviews-v1": "eu.west.a",
+        "reviews-v2": "eu.west.b",
+        "reviews-v3": "us.east.a",
+    }
+    for name, place in places.items():
+        labels = "app: caller" if name == "caller" else f"app: reviews, version: {name[-2:]}"
+        account = "caller" if name == "caller" else "reviews"
+        shop.apply(f"""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  template:
+    metadata: {{labels: {{{labels}, istio-locality: {place}}}}}
+    spec: {{serviceAccountName: {account}, containers: [{{name: app}}]}}
+""")
+    return shop
+
+
+OUTLIER = "outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 60s, maxEjectionPercent: 100}"
+
+
+def test_failover_prefers_the_callers_own_place(
+    spread: Mesh, policy: Apply, caller: Client
+) -> None:
+    policy(OUTLIER)
+    assert spread.client("caller").send(URL, n=20).counts == {"reviews-v1": 20}
+
+
+def test_failover_goes_to_the_next_place(spread: Mesh, policy: Apply) -> None:
+    policy(f"loadBalancer: {{localityLbSetting: {{enabled: true}}}}\n{OUTLIER}")
+    client = spread.client("caller")
+    assert client.get(URL).workload == "reviews-v1"
+    spread.fail("reviews-v1", status=500)
+    eventually(lambda: client.get(URL).workload == "reviews-v2")
+
+
+def test_distribute_by_locality(spread: Mesh, policy: Apply) -> None:
+    policy(
+        """
+loadBalancer:
+  localityLbSetting:
+    distribute:
+    - from: eu/west/*
+      to: {"eu/west/a": 0, "eu/west/b": 20, "us/east/*": 80}
+""".replace('"eu/west/a": 0, ', "")
+    )
+    found = spread.client("caller").send(URL, n=500)
+    found.assert_shares({"reviews-v2": 0.2, "reviews-v3": 0.8})
+
+
+def test_failover_by_region(spread: Mesh, policy: Apply) -> None:
+    spread.apply("""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: reviews-v1}
+spec: {replicas: 0, template: {metadata: {labels: {app: reviews, version: v1}}, spec: {containers: [{name: app}]}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: reviews-v2}
+spec:
+  template:
+    metadata: {labels: {app: reviews, version: v2, istio-locality: asia.south.a}}
+    spec: {serviceAccountName: reviews, containers: [{name: app}]}
+""")
+    policy(f"loadBalancer: {{localityLbSetting: {{failover: [{{from: eu, to: us}}]}}}}\n{OUTLIER}")
+    assert spread.client("caller").send(URL, n=10).counts == {"reviews-v3": 10}
+
+
+def test_failover_priority_compares_labels(spread: Mesh, policy: Apply) -> None:
+    policy(f"loadBalancer: {{localityLbSetting: {{failoverPriority: ['version=v2']}}}}\n{OUTLIER}")
+    assert spread.client("caller").send(URL, n=10).counts == {"reviews-v2": 10}
+
+
+def eventually(check: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Fail when ``check`` does not become true in time."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+
+def at_once(client: Client, n: int, url: str = URL) -> list[int]:
+    """The statuses of requests that are sent at the same time."""
+    found: list[int] = []
+    lock = threading.Lock()
+    together = threading.Barrier(n)
+
+    def one() -> None:
+        together.wait(10)
+        status = client.get(url).status
+        with lock:
+            found.append(status)
+
+    threads = [threading.Thread(target=one) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return sorted(found)
+
+
+def test_max_connections_and_pending_requests(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}")
+    shop.fail("reviews-v1", delay=1.0)
+    found = at_once(caller, 6)
+    assert found.count(200) == 2
+    assert found.count(503) == 4
+
+
+def test_http2_max_requests(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {http: {http2MaxRequests: 2, h2UpgradePolicy: UPGRADE}}")
+    shop.fail("reviews-v1", delay=0.5)
+    found = at_once(caller, 5)
+    assert found.count(200) == 2
+    assert found.count(503) == 3
+
+
+def overflows(shop: Mesh) -> int:
+    """Retries to reviews-v1 that a limit forbade."""
+    name = "cluster.outbound|9080|v1|reviews.default.svc.cluster.local.upstream_rq_retry_overflow"
+    return shop.stats("caller", "upstream_rq_retry_overflow").get(name, 0)
+
+
+RETRYING = (
+    "- retries: {attempts: 1, retryOn: 5xx}\n  route: [{destination: {host: reviews, subset: v1}}]"
+)
+
+
+def test_max_retries_at_a_time(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
+    http(RETRYING)
+    policy("connectionPool: {http: {maxRetries: 1}}")
+    before = overflows(shop)
+    shop.fail("reviews-v1", status=500, delay=0.4)
+    at_once(caller, 5)
+    assert overflows(shop) - before == 4
+
+
+def test_retry_budget_limits_the_share_of_retries(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http(RETRYING)
+    policy("retryBudget: {percent: 20, minRetryConcurrency: 2}")
+    before = overflows(shop)
+    shop.fail("reviews-v1", status=500, delay=0.4)
+    at_once(caller, 6)
+    assert overflows(shop) - before == 4
+
+
+def test_max_requests_per_connection(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {http: {maxRequestsPerConnection: 1}}")
+    before = upstream_connections(shop)
+    caller.send(URL, n=10)
+    assert upstream_connections(shop) - before == 10
+
+
+def upstream_connections(shop: Mesh, subset: str = "v1") -> int:
+    """Connections that the caller's proxy has made to a subset."""
+    name = f"cluster.outbound|9080|{subset}|reviews.default.svc.cluster.local.upstream_cx_total"
+    return shop.stats("caller", "upstream_cx_total").get(name, 0)
+
+
+def test_connections_are_kept_without_a_limit(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {http: {maxRequestsPerConnection: 0}}")
+    before = upstream_connections(shop)
+    caller.send(URL, n=10)
+    assert upstream_connections(shop) - before == 1
+
+
+def test_idle_timeout_closes_connections(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {http: {idleTimeout: 0.2s}}")
+    caller.get(URL)
+    name = "cluster.outbound|9080|v1|reviews.default.svc.cluster.local.upstream_cx_active"
+    eventually(lambda: shop.stats("caller", "upstream_cx_active").get(name, 0) == 0)
+
+
+def test_max_connection_duration_closes_connections(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- route: [{destination: {host: reviews, subset: v1}}]")
+    policy("connectionPool: {tcp: {maxConnectionDuration: 0.2s}}")
+    caller.get(URL)
+    name = "cluster.outbound|9080|v1|reviews.default.svc.cluster.local.upstream_cx_active"
+    eventually(lambda: shop.stats("caller", "upstream_cx_active").get(name, 0) == 0)
+
+
+def test_tcp_idle_timeout(policy: Apply, shop: Mesh, caller: Client) -> None:
+    policy("connectionPool: {tcp: {idleTimeout: 0.2s}}")
+    with caller.tcp("reviews:9000") as connection:
+        assert connection.ask("hello")["received"] == "hello"
+        assert connection.read_line() == b""
+
+
+@pytest.mark.parametrize(("wanted", "seen"), [("UPGRADE", "h2"), ("DO_NOT_UPGRADE", "http/1.1")])
+def test_h2_upgrade_policy(
+    policy: Apply, caller: Client, shop: Mesh, wanted: str, seen: str
+) -> None:
+    policy(f"connectionPool: {{http: {{h2UpgradePolicy: {wanted}}}}}")
+    answer = caller.get(URL)
+    assert answer.last is not None
+    assert answer.last.protocol == ("HTTP/2" if seen == "h2" else "HTTP/1.1")
+
+
+def test_use_client_protocol(policy: Apply, caller: Client) -> None:
+    policy("connectionPool: {http: {useClientProtocol: true}}")
+    for http2 in (True, False):
+        answer = caller.get(URL, http2=http2)
+        assert answer.last is not None
+        assert answer.last.protocol == ("HTTP/2" if http2 else "HTTP/1.1")
+
+
+# --- outlier detection --------------------------------------------------------------------------------
+
+
+def test_consecutive_5xx_errors_eject(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy(f"loadBalancer: {{simple: ROUND_ROBIN}}\n{OUTLIER}")
+    shop.fail("reviews-v2", status=500)
+    caller.send(URL, n=6)
+    found = caller.send(URL, n=30)
+    assert found.statuses == {200: 30}
+    assert set(found.counts) == {"reviews-v1", "reviews-v3"}
+
+
+def test_consecutive_gateway_errors_eject_for_those_alone(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy("""
+loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutiveGatewayErrors: 1, consecutive5xxErrors: 0, interval: 0.05s, baseEjectionTime: 60s, maxEjectionPercent: 100}
+""")
+    with shop.fail("reviews-v2", status=500):
+        assert caller.send(URL, n=30).count(500) == 10
+    shop.fail("reviews-v2", status=503)
+    caller.send(URL, n=6)
+    assert caller.send(URL, n=30).statuses == {200: 30}
+
+
+def test_base_ejection_time_ends(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy("""
+loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 0.2s, maxEjectionPercent: 100}
+""")
+    with shop.fail("reviews-v2", status=500):
+        caller.send(URL, n=6)
+    eventually(lambda: "reviews-v2" in caller.send(URL, n=9).counts)
+
+
+def test_max_ejection_percent_keeps_some(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy("""
+loadBalancer: {simple: ROUND_ROBIN}
+outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 60s, maxEjectionPercent: 34}
+""")
+    for name in THREE:
+        shop.fail(name, status=500)
+    caller.send(URL, n=12)
+    assert len(caller.send(URL, n=30).counts) == 2
+
+
+# --- TLS ----------------------------------------------------------------------------------------------
+
+
+def test_tls_disable_sends_plaintext(policy: Apply, caller: Client) -> None:
+    policy("tls: {mode: DISABLE}")
+    assert not caller.get(URL).mtls
+
+
+def test_tls_istio_mutual(policy: Apply, caller: Client) -> None:
+    policy("tls: {mode: ISTIO_MUTUAL}")
+    assert caller.get(URL).mtls
+
+
+EXTERNAL = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank}
+spec:
+  hosts: [bank.example.com]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports:
+  - {number: 80, name: http, protocol: HTTP, targetPort: 443}
+"""
+
+
+def originate(tls: str) -> str:
+    """TLS origination to the bank."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: bank}}
+spec:
+  host: bank.example.com
+  trafficPolicy:
+    tls: {tls}
+"""
+
+
+def test_tls_simple_originates_tls_with_sni(shop: Mesh, caller: Client) -> None:
+    shop.apply(
+        EXTERNAL, originate("{mode: SIMPLE, sni: www.bank.example.com, insecureSkipVerify: true}")
+    )
+    answer = caller.get("http://bank.example.com/account")
+    assert answer.status == 200
+    assert answer.json()["tls"]["sni"] == "www.bank.example.com"
+
+
+def test_tls_simple_verifies_names(shop: Mesh, caller: Client, tmp_path: object) -> None:
+    _, _, root = shop.certificate("unused.example.com")
+    path = f"{tmp_path}/root.pem"
+    with open(path, "w") as file:
+        file.write(root)
+    url = "http://bank.example.com/"
+    good = f"{{mode: SIMPLE, sni: bank.example.com, caCertificates: {path}, subjectAltNames: [bank.example.com]}}"
+    shop.apply(EXTERNAL, originate(good))
+    assert caller.get(url).status == 200
+    shop.apply(originate(good.replace("[bank.example.com]", "[thief.example.com]")))
+    assert caller.get(url).status == 503
+
+
+def test_tls_mutual_shows_the_clients_certificate(
+    shop: Mesh, caller: Client, tmp_path: object
+) -> None:
+    chain, key, root = shop.certificate("customer.example.com")
+    paths = {}
+    for name, text in {"chain": chain, "key": key, "root": root}.items():
+        paths[name] = f"{tmp_path}/{name}.pem"
+        with open(paths[name], "w") as file:
+            file.write(text)
+    shop.apply(
+        EXTERNAL,
+        originate(
+            f"{{mode: MUTUAL, sni: bank.example.com, clientCertificate: {paths['chain']}, "
+            f"privateKey: {paths['key']}, caCertificates: {paths['root']}}}"
+        ),
+    )
+    answer = caller.get("http://bank.example.com/")
+    assert "customer.example.com" in answer.json()["tls"]["client"]
+
+
+# --- where a policy holds -----------------------------------------------------------------------------
+
+
+def test_port_level_settings_hold_for_one_port(policy: Apply, caller: Client) -> None:
+    policy("portLevelSettings:\n- {port: {number: 9081}, tls: {mode: DISABLE}}")
+    assert caller.get("http://reviews:9080/").mtls
+    assert not caller.get("http://reviews:9081/").mtls
+
+
+def test_subsets_have_policies_of_their_own(shop: Mesh, caller: Client, http: Apply) -> None:
+    http(
+        "- match: [{uri: {prefix: /plain}}]\n  route: [{destination: {host: reviews, subset: v1}}]\n"
+        "- route: [{destination: {host: reviews, subset: v2}}]"
+    )
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets:
+  - {name: v1, labels: {version: v1}, trafficPolicy: {tls: {mode: DISABLE}}}
+  - {name: v2, labels: {version: v2}}
+""")
+    assert not caller.get("http://reviews:9080/plain").mtls
+    assert caller.get("http://reviews:9080/").mtls
+
+
+def test_export_to_hides_policies_from_other_namespaces(shop: Mesh, caller: Client) -> None:
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  exportTo: ["."]
+  trafficPolicy: {tls: {mode: DISABLE}}
+""")
+    assert not caller.get("http://reviews:9080/").mtls
+    assert shop.client("other").get("http://reviews.default:9080/").mtls
+
+
+def test_workload_selector_restricts_a_policy_to_callers(shop: Mesh, caller: Client) -> None:
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  workloadSelector: {matchLabels: {app: details}}
+  trafficPolicy: {tls: {mode: DISABLE}}
+""")
+    assert caller.get("http://reviews:9080/").mtls
+    assert not shop.client("details-v1").get("http://reviews:9080/").mtls
+
+
+def test_proxy_protocol_is_sent(shop: Mesh, caller: Client) -> None:
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: bank}
+spec:
+  hosts: [bank.example.com]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports: [{number: 9100, name: tcp, protocol: TCP}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: bank}
+spec:
+  host: bank.example.com
+  trafficPolicy: {proxyProtocol: {version: V1}}
+""")
+    with caller.tcp("bank.example.com:9100") as connection:
+        connection.write(b"hello\n")
+        assert b"PROXY TCP4" in connection.read_line()
+
+
+def test_refused_connections_are_reported(shop: Mesh, caller: Client, http: Apply) -> None:
+    http(
+        "- retries: {attempts: 0}\n  route: [{destination: {host: reviews, port: {number: 9090}}}]"
+    )
+    try:
+        status = caller.get(URL).status
+    except NoAnswer:
+        status = 503
+    assert status == 503
