@@ -197,8 +197,9 @@ def test_max_connections_and_pending_requests(
     policy("connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}")
     shop.fail("reviews-v1", delay=1.0)
     found = at_once(caller, 6)
-    assert found.count(200) == 2
-    assert found.count(503) == 4
+    # Envoy's limits are eventually consistent: one more may slip through before a counter is seen.
+    assert 2 <= found.count(200) <= 3
+    assert found.count(200) + found.count(503) == 6
 
 
 def test_http2_max_requests(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
@@ -206,8 +207,8 @@ def test_http2_max_requests(policy: Apply, caller: Client, shop: Mesh, http: App
     policy("connectionPool: {http: {http2MaxRequests: 2, h2UpgradePolicy: UPGRADE}}")
     shop.fail("reviews-v1", delay=0.5)
     found = at_once(caller, 5)
-    assert found.count(200) == 2
-    assert found.count(503) == 3
+    assert 2 <= found.count(200) <= 3
+    assert found.count(200) + found.count(503) == 5
 
 
 def overflows(shop: Mesh) -> int:
