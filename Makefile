@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint fmt bench bench-start bench-certificates lock clean
+.PHONY: help setup demo test test-fast test-policy lint fmt bench bench-start bench-certificates lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup ## every test that belongs to a change, under ten minutes
 
 test-slow: setup ## what takes minutes: a root rotation of a whole mesh under load
 	@$(BIN)/pytest -m slow
+
+test-policy: setup ## thousands of random policies and requests, Envoy against a model (some minutes)
+	@POLICY_EXAMPLES=400 $(BIN)/pytest tests/policy/test_model.py --timeout 3600
 
 test-fast: setup ## the pure tests only, seconds
 	@$(BIN)/pytest -m "not envoy and not cluster and not slow"

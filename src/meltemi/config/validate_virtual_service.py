@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from meltemi.config import checks
@@ -197,6 +198,10 @@ def _redirect(redirect: HTTPRedirect, path: str, report: Report) -> None:
         report.error(f"{path}.port", "0 is not a port", "use 1 to 65535")
 
 
+# A claim of the request's token in the place of a header: ``.name.inner`` or ``[name][inner]``.
+_CLAIM = re.compile(r"@request\.auth\.claims(?:(?:\.[^.\[\]]+)+|(?:\[[^\[\]]+\])+)")
+
+
 def _match(match: HTTPMatchRequest, path: str, report: Report) -> None:
     for name in ("uri", "scheme", "method", "authority"):
         checks.string_match(getattr(match, name), join(path, name), report)
@@ -209,6 +214,10 @@ def _match(match: HTTPMatchRequest, path: str, report: Report) -> None:
             where = join(join(path, field), name)
             if not name:
                 report.error(where, "a name may not be empty", "")
+            elif field != "queryParams" and name.startswith("@"):
+                if not _CLAIM.fullmatch(name):
+                    text = f"{quoted(name)} does not name a claim"
+                    report.error(where, text, 'as in "@request.auth.claims.sub"')
             elif field != "queryParams":
                 checks.header_name(name.removeprefix(":"), where, report)
                 if name.lower() in ("uri", "scheme", "method", "authority"):

@@ -88,7 +88,7 @@ def _usable(key: Any) -> dict[str, str]:
     check = _CHECKS.get(key["kty"]) if isinstance(key.get("kty"), str) else None
     if check is None:
         raise ValueError(f"kty is none of {', '.join(_CHECKS)}")
-    made = {name: key[name] for name in _FIELDS if key.get(name) is not None}
+    made = {name: key[name] for name in _FIELDS if key.get(name) not in (None, "")}
     for name, text in made.items():
         if not isinstance(text, str):
             raise ValueError(f"{name} is not a string")

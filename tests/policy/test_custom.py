@@ -1,0 +1,129 @@
+"""CUSTOM policies on a real Envoy: authorizers over HTTP and gRPC, and what happens when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler
+
+import grpc
+import pytest
+from envoy.service.auth.v3 import external_auth_pb2
+from google.rpc import status_pb2
+
+from envoy_rig import Backend, free_port
+from mesh_world import pod, service
+from policy.guard import PLAIN, Caller, Guard, policy
+
+pytestmark = pytest.mark.envoy
+CUSTOM = (
+    "{action: CUSTOM, provider: {name: %s}, rules: [{to: [{operation: {paths: ['/asked*']}}]}]}"
+)
+OK = {"x-pass": "yes"}
+
+
+def _decide(handler: BaseHTTPRequestHandler) -> int:
+    return 200 if handler.headers.get("x-pass") == "yes" else 403
+
+
+@pytest.fixture(scope="module")
+def over_http() -> Iterator[Backend]:
+    """An authorizer that looks at one header."""
+    made = Backend("authorizer", respond=_decide)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def over_grpc() -> Iterator[int]:
+    """The same over gRPC; of TCP connections it lets those of one namespace pass."""
+
+    def check(request: external_auth_pb2.CheckRequest, _: grpc.ServicerContext):  # type: ignore[no-untyped-def]
+        attributes = request.attributes
+        headers = attributes.request.http.headers
+        good = headers.get("x-pass") == "yes" or "/ns/shop/" in attributes.source.principal
+        return external_auth_pb2.CheckResponse(status=status_pb2.Status(code=0 if good else 7))
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        check,
+        request_deserializer=external_auth_pb2.CheckRequest.FromString,
+        response_serializer=external_auth_pb2.CheckResponse.SerializeToString,
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    name = "envoy.service.auth.v3.Authorization"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(name, {"Check": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(0).wait(5)
+
+
+def authorizer(protocol: str, port: int) -> str:
+    """The authorizer's Service and pod."""
+    return service("authz", (protocol, port), ip="10.96.0.9") + pod(
+        "authz", "127.0.0.1", mtls=False
+    )
+
+
+def provider(kind: str, port: int, more: str = "") -> str:
+    """The mesh configuration that names it."""
+    host = "authz.default.svc.cluster.local"
+    return f"extensionProviders: [{{name: asker, {kind}: {{service: {host}, port: {port}{more}}}}}]"
+
+
+def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
+    """Only matching requests are asked about; DENY and ALLOW policies still hold afterwards."""
+    mesh = provider("envoyExtAuthzHttp", over_http.port, ", includeRequestHeadersInCheck: [x-pass]")
+    text = authorizer("http", over_http.port) + policy(CUSTOM % "asker", name="c")
+    guard.apply(text, mesh)
+    over_http.seen.clear()
+    assert guard.send(PLAIN, "/free").status == 200
+    assert not over_http.seen
+    assert guard.send(PLAIN, "/asked").status == 403
+    assert guard.send(PLAIN, "/asked/1", headers=OK).status == 200
+    assert [entry["path"] for entry in over_http.seen] == ["/asked", "/asked/1"]
+    guard.apply(
+        text + policy("{action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}]}"), mesh
+    )
+    assert guard.send(PLAIN, "/asked", headers=OK, method="PUT").status == 403
+    assert guard.send(PLAIN, "/asked", headers=OK).status == 200
+
+
+def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
+    """On TCP the rule goes without its path."""
+    mesh = provider("envoyExtAuthzGrpc", over_grpc)
+    guard.apply(authorizer("grpc", over_grpc) + policy(CUSTOM % "asker"), mesh)
+    assert guard.send(PLAIN, "/free").status == 200
+    assert guard.send(PLAIN, "/asked").status == 403
+    assert guard.send(PLAIN, "/asked", headers=OK).status == 200
+    assert guard.ask(Caller("bank/bob")) == b""
+    assert guard.ask(Caller("shop/alice")) == b"tcp:HELLO THERE\n"
+
+
+def test_without_an_answer_it_is_refused(guard: Guard) -> None:
+    """Nobody listens: refused with the status that the provider asks for, or passed when it fails open."""
+    port = free_port()
+    text = authorizer("http", port) + policy(CUSTOM % "asker")
+    guard.apply(text, provider("envoyExtAuthzHttp", port, ", statusOnError: '503'"))
+    assert guard.send(PLAIN, "/asked", headers=OK).status == 503
+    assert guard.send(PLAIN, "/free").status == 200
+    guard.apply(text, provider("envoyExtAuthzHttp", port, ", failOpen: true"))
+    assert guard.send(PLAIN, "/asked").status == 200
+
+
+@pytest.mark.parametrize("mesh", ["", "extensionProviders: [{name: asker, prometheus: {}}]"])
+def test_an_unknown_authorizer_refuses(guard: Guard, mesh: str) -> None:
+    """What the policy matches is refused, with a finding; the rest passes."""
+    world = guard.apply(policy(CUSTOM % "asker"), mesh)
+    assert "MLT0202" in {finding.code for finding in world.ir("server").findings}
+    assert guard.send(PLAIN, "/asked", headers=OK).status == 403
+    assert guard.send(PLAIN, "/free").status == 200
+
+
+def test_an_http_authorizer_cannot_decide_about_tcp(guard: Guard, over_http: Backend) -> None:
+    """So TCP connections are refused."""
+    mesh = provider("envoyExtAuthzHttp", over_http.port)
+    guard.apply(authorizer("http", over_http.port) + policy(CUSTOM % "asker"), mesh)
+    assert guard.ask(Caller("shop/alice")) == b""
