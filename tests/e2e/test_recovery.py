@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,8 @@ def test_a_killed_process_comes_back(
 
 
 def test_traffic_flows_while_istiod_is_down(mesh: Shell, ingress: Ingress) -> None:
+    # Six sidecars and two gateways; an earlier test may have left some on their way back.
+    before = wait_for("all proxies connected", lambda: connected(mesh), accept=lambda n: n >= 8)
     mesh("kubectl scale -n istio-operator deployment/istio-operator --replicas=0")
     mesh("kubectl wait -n istio-operator pod -l name=istio-operator --for=delete --timeout=60s")
     mesh("kubectl scale -n istio-system deployment/istiod --replicas=0")
@@ -85,6 +88,16 @@ def test_traffic_flows_while_istiod_is_down(mesh: Shell, ingress: Ingress) -> No
         mesh("kubectl scale -n istio-operator deployment/istio-operator --replicas=1")
     mesh("kubectl rollout status -n istio-system deployment/istiod --timeout=60s")
     mesh("kubectl rollout status -n istio-operator deployment/istio-operator --timeout=60s")
+    # Until a proxy is connected again it does not hear which endpoints go.
+    wait_for("all proxies connected again", lambda: connected(mesh) == before)
+
+
+def connected(mesh: Shell) -> int:
+    """Proxies that istiod counts as connected."""
+    pod = Workload(mesh, "istiod", "istio-system").pods()[0]
+    path = f"/api/v1/namespaces/istio-system/pods/{pod}:15014/proxy/metrics"
+    counts = re.findall(r"^pilot_xds\{[^}]*\} ([0-9.]+)$", mesh(f"kubectl get --raw {path}"), re.M)
+    return int(sum(map(float, counts)))
 
 
 class Load:

@@ -18,6 +18,9 @@ from meltemi.agent.settings import VERSION, ProxySettings
 from meltemi.agent.stats_config import build_stats_config
 
 XDS_CLUSTER = "xds-grpc"
+# Envoy's own limit is 30 s between tries. A proxy that waits that long after istiod is back routes by endpoints
+# that have gone meanwhile; the jittered pauses keep a thousand proxies from coming at once.
+_RECONNECT = {"retry_back_off": {"base_interval": "0.5s", "max_interval": "3s"}}
 ADMIN_CLUSTER = "agent-admin"
 _LOG_FORMAT = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t"
 
@@ -58,7 +61,9 @@ def build_bootstrap(
                 "api_type": "DELTA_GRPC",
                 "transport_api_version": "V3",
                 "set_node_on_first_message_only": True,
-                "grpc_services": [{"envoy_grpc": {"cluster_name": XDS_CLUSTER}}],
+                "grpc_services": [
+                    {"envoy_grpc": {"cluster_name": XDS_CLUSTER, "retry_policy": _RECONNECT}}
+                ],
             },
             # Without a timeout Envoy stays INITIALIZING until istiod has answered: not ready, not empty.
             "lds_config": {
