@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
+from meltemi.config.validate_virtual_service import GRPC_STATUS
 from meltemi.ir.route import (
     Action,
     Cors,
@@ -36,30 +37,7 @@ from meltemi.translate.http_match import Place, string_match
 DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
 DEFAULT_ATTEMPTS = 2
 DEFAULT_STATUS_CODES = (503,)
-_GRPC_STATUS = {
-    name: number
-    for number, name in enumerate(
-        (
-            "OK",
-            "CANCELLED",
-            "UNKNOWN",
-            "INVALID_ARGUMENT",
-            "DEADLINE_EXCEEDED",
-            "NOT_FOUND",
-            "ALREADY_EXISTS",
-            "PERMISSION_DENIED",
-            "RESOURCE_EXHAUSTED",
-            "FAILED_PRECONDITION",
-            "ABORTED",
-            "OUT_OF_RANGE",
-            "UNIMPLEMENTED",
-            "INTERNAL",
-            "UNAVAILABLE",
-            "DATA_LOSS",
-            "UNAUTHENTICATED",
-        )
-    )
-}
+_GRPC_STATUS = {name: number for number, name in enumerate(GRPC_STATUS)}
 
 
 def default_retry(build: Build) -> RetryPolicy | None:
