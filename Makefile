@@ -27,8 +27,7 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
 
 test: setup ## every test that belongs to a change, under ten minutes
-	@# What failed gets a second chance: the kernel's inotify instances are shared with all that runs here.
-	@$(BIN)/pytest -m "not slow" || $(BIN)/pytest -m "not slow" --last-failed --last-failed-no-failures none
+	@$(BIN)/pytest -m "not slow"
 
 test-slow: setup ## what takes minutes: a root rotation of a whole mesh under load
 	@$(BIN)/pytest -m slow

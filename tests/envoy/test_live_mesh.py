@@ -263,7 +263,7 @@ spec:
         return 503 in answers and 200 in answers
 
     wait_for("the circuit opens", tripped)
-    assert pair.client.stats('requests_total.*response_flags="UO"')
+    wait_for("the flag", lambda: pair.client.stats('requests_total.*response_flags="UO"'))
     pair.apply()
 
 

@@ -22,7 +22,7 @@ JANE = User("jane", groups=("system:authenticated",))
 
 
 class World:
-    """One cluster without HTTP: what APICORE does around the policy, in the same order."""
+    """One cluster without HTTP: what the API core does around the policy, in the same order."""
 
     def __init__(self) -> None:
         self.store = Store(None)
