@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meltemi.adapters.kube_api import KubeApi, KubeError
-from meltemi.install.context import OWNER, OWNER_NAMESPACE, REVISION
+from meltemi.install.context import OWNER, OWNER_NAMESPACE, RELEASE, REVISION
 from meltemi.install.plan import (
     CRDS,
     OWNED_KINDS,
@@ -156,8 +156,10 @@ class Installer:
     async def purge(self) -> list[str]:
         """Delete every installation of this cluster and the CRDs, and so all objects of their kinds."""
         removed = []
-        for api_version, plural, _ in (*OWNED_KINDS, CRDS):
-            for item in await self._api.list(api_version, plural, selector=OWNER):
+        # The operator's own CRD is no installation's; what all of ours share is the release.
+        selectors = [(kind, OWNER) for kind in OWNED_KINDS] + [(CRDS, RELEASE)]
+        for (api_version, plural, _), selector in selectors:
+            for item in await self._api.list(api_version, plural, selector=selector):
                 if await self._api.delete(item):
                     removed.append(_label(item))
         return removed

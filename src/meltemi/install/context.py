@@ -17,6 +17,7 @@ COMPONENT = "operator.istio.io/component"
 MANAGED = "operator.istio.io/managed"
 VERSION_LABEL = "operator.istio.io/version"
 REVISION = "istio.io/rev"
+RELEASE = "release=istio"  # as a selector
 
 
 @dataclass(frozen=True, slots=True)
