@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy lint fmt bench bench-start bench-certificates lock clean
+.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
+
+docs: setup ## write docs/compatibility.md anew from the code and the tests' marks
+	@$(BIN)/pytest -q tests/compatibility/test_document.py --update-golden
 
 fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .

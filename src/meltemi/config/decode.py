@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from meltemi.config.kinds import GROUPS, KINDS
+from meltemi.config.limits import report_limits
 from meltemi.config.reader import SCHEMA, Report, decode_as, decode_meta, nearest, quoted
 from meltemi.config.yaml_source import RawObject, parse_yaml, raw_object
 from meltemi.model import ingress, kubernetes
@@ -112,6 +113,7 @@ def validate(config: Config[Any]) -> list[Finding]:
     rules: Callable[[Config[Any], Report], None] = info.validate
     report = Report(config)
     rules(config, report)
+    report_limits(config.kind, config.spec, "spec", report)
     return report.findings
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from meltemi.config import checks
+from meltemi.config.limits import report_limits
 from meltemi.config.reader import Report, decode_spec
 from meltemi.config.shapes import record
 from meltemi.config.validate_destination_rule import connection_pool, locality, outlier_detection
@@ -54,6 +55,7 @@ def parse_mesh_config(text: str, source: str = "") -> tuple[MeshConfig, list[Fin
 
 
 def _check(mesh: MeshConfig, report: Report) -> None:
+    report_limits("MeshConfig", mesh, "", report)
     checks.duration(mesh.connect_timeout, "connectTimeout", report)
     if not checks.is_dns_name(mesh.trust_domain):
         report.error("trustDomain", "is not a domain name", 'as in "cluster.local"')

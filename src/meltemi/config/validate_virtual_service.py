@@ -299,9 +299,6 @@ def _fault(fault: HTTPFaultInjection | None, path: str, report: Report) -> None:
             remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(GRPC_STATUS)}"
             text = f"{quoted(abort.grpc_status)} is not a gRPC status"
             report.error(f"{path}.abort.grpcStatus", text, remedy)
-        if abort.http2_error is not None:
-            text = "HTTP/2 errors cannot be injected"
-            report.error(f"{path}.abort.http2Error", text, "use httpStatus or grpcStatus")
 
 
 def _cors(policy: CorsPolicy | None, path: str, report: Report) -> None:
