@@ -21,17 +21,26 @@ THREE = {"reviews-v1", "reviews-v2", "reviews-v3"}
 # --- load balancers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.covers(
+    "DestinationRule.host", "DestinationRule.trafficPolicy.loadBalancer.simple=ROUND_ROBIN"
+)
 def test_round_robin_takes_turns(policy: Apply, caller: Client) -> None:
     policy("loadBalancer: {simple: ROUND_ROBIN}")
     assert set(caller.send(URL, n=30).counts.values()) == {10}
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.simple=LEAST_REQUEST",
+    "DestinationRule.trafficPolicy.loadBalancer.simple=LEAST_CONN",
+    "DestinationRule.trafficPolicy.loadBalancer.simple=UNSPECIFIED",
+)
 @pytest.mark.parametrize("name", ["RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"])
 def test_other_balancers_use_every_endpoint(policy: Apply, caller: Client, name: str) -> None:
     policy(f"loadBalancer: {{simple: {name}}}")
     assert set(caller.send(URL, n=60).counts) == THREE
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.loadBalancer.simple=RANDOM")
 def test_random_is_fair(policy: Apply, caller: Client) -> None:
     policy("loadBalancer: {simple: RANDOM}")
     third = 1 / 3
@@ -43,6 +52,11 @@ def vary(name: str) -> Callable[[int], dict[str, str]]:
     return lambda number: {name: f"value-{number}"}
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpHeaderName",
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize",
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+)
 @pytest.mark.parametrize(
     "algorithm", ["", ", ringHash: {minimumRingSize: 64}", ", maglev: {tableSize: 65537}"]
 )
@@ -52,6 +66,9 @@ def test_consistent_hash_by_header(policy: Apply, caller: Client, algorithm: str
     assert set(caller.send(URL, n=60, vary=vary("x-user")).counts) == THREE
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName"
+)
 def test_consistent_hash_by_query_parameter(policy: Apply, caller: Client) -> None:
     policy("loadBalancer: {consistentHash: {httpQueryParameterName: user}}")
     assert len(caller.send(URL + "?user=jason", n=20).counts) == 1
@@ -59,11 +76,17 @@ def test_consistent_hash_by_query_parameter(policy: Apply, caller: Client) -> No
     assert found == THREE
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.loadBalancer.consistentHash.useSourceIp")
 def test_consistent_hash_by_source_address(policy: Apply, caller: Client) -> None:
     policy("loadBalancer: {consistentHash: {useSourceIp: true}}")
     assert len(caller.send(URL, n=20, new_connections=True).counts) == 1
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpCookie.name",
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpCookie.path",
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl",
+)
 def test_consistent_hash_by_cookie_that_the_proxy_makes(policy: Apply, caller: Client) -> None:
     policy("loadBalancer: {consistentHash: {httpCookie: {name: shop, path: /, ttl: 60s}}}")
     first = caller.get(URL)
@@ -111,6 +134,7 @@ def test_failover_prefers_the_callers_own_place(
     assert spread.client("caller").send(URL, n=20).counts == {"reviews-v1": 20}
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.enabled")
 def test_failover_goes_to_the_next_place(spread: Mesh, policy: Apply) -> None:
     policy(f"loadBalancer: {{localityLbSetting: {{enabled: true}}}}\n{OUTLIER}")
     client = spread.client("caller")
@@ -119,6 +143,10 @@ def test_failover_goes_to_the_next_place(spread: Mesh, policy: Apply) -> None:
     eventually(lambda: client.get(URL).workload == "reviews-v2")
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.distribute.from",
+    "DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.distribute.to",
+)
 def test_distribute_by_locality(spread: Mesh, policy: Apply) -> None:
     policy(
         """
@@ -133,6 +161,10 @@ loadBalancer:
     found.assert_shares({"reviews-v2": 0.2, "reviews-v3": 0.8})
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.failover.from",
+    "DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.failover.to",
+)
 def test_failover_by_region(spread: Mesh, policy: Apply) -> None:
     spread.apply("""
 apiVersion: apps/v1
@@ -152,6 +184,7 @@ spec:
     assert spread.client("caller").send(URL, n=10).counts == {"reviews-v3": 10}
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority")
 def test_failover_priority_compares_labels(spread: Mesh, policy: Apply) -> None:
     policy(f"loadBalancer: {{localityLbSetting: {{failoverPriority: ['version=v2']}}}}\n{OUTLIER}")
     assert spread.client("caller").send(URL, n=10).counts == {"reviews-v2": 10}
@@ -190,6 +223,10 @@ def at_once(client: Client, n: int, url: str = URL) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.connectionPool.tcp.maxConnections",
+    "DestinationRule.trafficPolicy.connectionPool.http.http1MaxPendingRequests",
+)
 def test_max_connections_and_pending_requests(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -202,6 +239,7 @@ def test_max_connections_and_pending_requests(
     assert found.count(200) + found.count(503) == 6
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.http.http2MaxRequests")
 def test_http2_max_requests(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
     http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews, subset: v1}}]")
     policy("connectionPool: {http: {http2MaxRequests: 2, h2UpgradePolicy: UPGRADE}}")
@@ -222,6 +260,7 @@ RETRYING = (
 )
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.http.maxRetries")
 def test_max_retries_at_a_time(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
     http(RETRYING)
     policy("connectionPool: {http: {maxRetries: 1}}")
@@ -231,6 +270,10 @@ def test_max_retries_at_a_time(policy: Apply, caller: Client, shop: Mesh, http: 
     assert overflows(shop) - before == 4
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.retryBudget.percent",
+    "DestinationRule.trafficPolicy.retryBudget.minRetryConcurrency",
+)
 def test_retry_budget_limits_the_share_of_retries(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -242,6 +285,7 @@ def test_retry_budget_limits_the_share_of_retries(
     assert overflows(shop) - before == 4
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.http.maxRequestsPerConnection")
 def test_max_requests_per_connection(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -268,6 +312,7 @@ def test_connections_are_kept_without_a_limit(
     assert upstream_connections(shop) - before == 1
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.http.idleTimeout")
 def test_idle_timeout_closes_connections(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -278,6 +323,7 @@ def test_idle_timeout_closes_connections(
     eventually(lambda: shop.stats("caller", "upstream_cx_active").get(name, 0) == 0)
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.tcp.maxConnectionDuration")
 def test_max_connection_duration_closes_connections(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -288,6 +334,7 @@ def test_max_connection_duration_closes_connections(
     eventually(lambda: shop.stats("caller", "upstream_cx_active").get(name, 0) == 0)
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.tcp.idleTimeout")
 def test_tcp_idle_timeout(policy: Apply, shop: Mesh, caller: Client) -> None:
     policy("connectionPool: {tcp: {idleTimeout: 0.2s}}")
     with caller.tcp("reviews:9000") as connection:
@@ -295,6 +342,10 @@ def test_tcp_idle_timeout(policy: Apply, shop: Mesh, caller: Client) -> None:
         assert connection.read_line() == b""
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.connectionPool.http.h2UpgradePolicy=UPGRADE",
+    "DestinationRule.trafficPolicy.connectionPool.http.h2UpgradePolicy=DO_NOT_UPGRADE",
+)
 @pytest.mark.parametrize(("wanted", "seen"), [("UPGRADE", "h2"), ("DO_NOT_UPGRADE", "http/1.1")])
 def test_h2_upgrade_policy(
     policy: Apply, caller: Client, shop: Mesh, wanted: str, seen: str
@@ -305,6 +356,7 @@ def test_h2_upgrade_policy(
     assert answer.last.protocol == ("HTTP/2" if seen == "h2" else "HTTP/1.1")
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.connectionPool.http.useClientProtocol")
 def test_use_client_protocol(policy: Apply, caller: Client) -> None:
     policy("connectionPool: {http: {useClientProtocol: true}}")
     for http2 in (True, False):
@@ -316,6 +368,10 @@ def test_use_client_protocol(policy: Apply, caller: Client) -> None:
 # --- outlier detection --------------------------------------------------------------------------------
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.outlierDetection.consecutive5xxErrors",
+    "DestinationRule.trafficPolicy.outlierDetection.interval",
+)
 def test_consecutive_5xx_errors_eject(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -328,6 +384,7 @@ def test_consecutive_5xx_errors_eject(
     assert set(found.counts) == {"reviews-v1", "reviews-v3"}
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.consecutiveGatewayErrors")
 def test_consecutive_gateway_errors_eject_for_those_alone(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -343,6 +400,7 @@ outlierDetection: {consecutiveGatewayErrors: 1, consecutive5xxErrors: 0, interva
     assert caller.send(URL, n=30).statuses == {200: 30}
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.baseEjectionTime")
 def test_base_ejection_time_ends(policy: Apply, caller: Client, shop: Mesh, http: Apply) -> None:
     http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
     policy("""
@@ -354,6 +412,7 @@ outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 0
     eventually(lambda: "reviews-v2" in caller.send(URL, n=9).counts)
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.maxEjectionPercent")
 def test_max_ejection_percent_keeps_some(
     policy: Apply, caller: Client, shop: Mesh, http: Apply
 ) -> None:
@@ -371,11 +430,13 @@ outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 6
 # --- TLS ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.tls.mode=DISABLE")
 def test_tls_disable_sends_plaintext(policy: Apply, caller: Client) -> None:
     policy("tls: {mode: DISABLE}")
     assert not caller.get(URL).mtls
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.tls.mode=ISTIO_MUTUAL")
 def test_tls_istio_mutual(policy: Apply, caller: Client) -> None:
     policy("tls: {mode: ISTIO_MUTUAL}")
     assert caller.get(URL).mtls
@@ -407,6 +468,13 @@ spec:
 """
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.tls.mode=SIMPLE",
+    "DestinationRule.trafficPolicy.tls.sni",
+    "DestinationRule.trafficPolicy.tls.insecureSkipVerify",
+    "ServiceEntry.resolution=DNS",
+    "ServiceEntry.ports.targetPort",
+)
 def test_tls_simple_originates_tls_with_sni(shop: Mesh, caller: Client) -> None:
     shop.apply(
         EXTERNAL, originate("{mode: SIMPLE, sni: www.bank.example.com, insecureSkipVerify: true}")
@@ -416,6 +484,10 @@ def test_tls_simple_originates_tls_with_sni(shop: Mesh, caller: Client) -> None:
     assert answer.json()["tls"]["sni"] == "www.bank.example.com"
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.tls.caCertificates",
+    "DestinationRule.trafficPolicy.tls.subjectAltNames",
+)
 def test_tls_simple_verifies_names(shop: Mesh, caller: Client, tmp_path: object) -> None:
     _, _, root = shop.certificate("unused.example.com")
     path = f"{tmp_path}/root.pem"
@@ -429,6 +501,11 @@ def test_tls_simple_verifies_names(shop: Mesh, caller: Client, tmp_path: object)
     assert caller.get(url).status == 503
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.tls.mode=MUTUAL",
+    "DestinationRule.trafficPolicy.tls.clientCertificate",
+    "DestinationRule.trafficPolicy.tls.privateKey",
+)
 def test_tls_mutual_shows_the_clients_certificate(
     shop: Mesh, caller: Client, tmp_path: object
 ) -> None:
@@ -452,12 +529,17 @@ def test_tls_mutual_shows_the_clients_certificate(
 # --- where a policy holds -----------------------------------------------------------------------------
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.portLevelSettings.port.number",
+    "DestinationRule.trafficPolicy.portLevelSettings.tls.mode",
+)
 def test_port_level_settings_hold_for_one_port(policy: Apply, caller: Client) -> None:
     policy("portLevelSettings:\n- {port: {number: 9081}, tls: {mode: DISABLE}}")
     assert caller.get("http://reviews:9080/").mtls
     assert not caller.get("http://reviews:9081/").mtls
 
 
+@pytest.mark.covers("DestinationRule.subsets.trafficPolicy.tls.mode")
 def test_subsets_have_policies_of_their_own(shop: Mesh, caller: Client, http: Apply) -> None:
     http(
         "- match: [{uri: {prefix: /plain}}]\n  route: [{destination: {host: reviews, subset: v1}}]\n"
@@ -477,6 +559,7 @@ spec:
     assert caller.get("http://reviews:9080/").mtls
 
 
+@pytest.mark.covers("DestinationRule.exportTo")
 def test_export_to_hides_policies_from_other_namespaces(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -491,6 +574,7 @@ spec:
     assert shop.client("other").get("http://reviews.default:9080/").mtls
 
 
+@pytest.mark.covers("DestinationRule.workloadSelector.matchLabels")
 def test_workload_selector_restricts_a_policy_to_callers(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -505,6 +589,7 @@ spec:
     assert not shop.client("details-v1").get("http://reviews:9080/").mtls
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.proxyProtocol.version=V1")
 def test_proxy_protocol_is_sent(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1

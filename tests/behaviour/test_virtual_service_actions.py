@@ -20,16 +20,23 @@ V1 = "route: [{destination: {host: reviews, subset: v1}}]"
 # --- destinations -------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("VirtualService.http.route.destination.host")
 def test_destination_host_may_be_another_service(http: Apply, caller: Client) -> None:
     http("- route: [{destination: {host: details}}]")
     assert caller.get(URL).workload == "details-v1"
 
 
+@pytest.mark.covers(
+    "VirtualService.http.route.destination.subset",
+    "DestinationRule.subsets.name",
+    "DestinationRule.subsets.labels",
+)
 def test_destination_subset_chooses_a_version(http: Apply, caller: Client) -> None:
     http("- route: [{destination: {host: reviews, subset: v3}}]")
     assert caller.send(URL, n=20).counts == {"reviews-v3": 20}
 
 
+@pytest.mark.covers("VirtualService.http.route.destination.port.number")
 def test_destination_port_chooses_another_port(http: Apply, caller: Client) -> None:
     http("- route: [{destination: {host: reviews, port: {number: 9081}}}]")
     assert caller.get(URL).json()["port"] == 9081
@@ -40,6 +47,7 @@ def test_an_unknown_subset_is_unavailable(http: Apply, caller: Client) -> None:
     assert caller.get(URL).status == 503
 
 
+@pytest.mark.covers("VirtualService.http.route.weight")
 def test_weights_share_requests(http: Apply, caller: Client) -> None:
     http("""
 - route:
@@ -52,6 +60,7 @@ def test_weights_share_requests(http: Apply, caller: Client) -> None:
     )
 
 
+@pytest.mark.covers("VirtualService.http.name")
 def test_name_appears_as_the_route(http: Apply, caller: Client) -> None:
     http(f"- name: my-rule\n  {V1}")
     assert caller.get(URL).route == "my-rule"
@@ -60,6 +69,14 @@ def test_name_appears_as_the_route(http: Apply, caller: Client) -> None:
 # --- headers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers(
+    "VirtualService.http.headers.request.set",
+    "VirtualService.http.headers.request.add",
+    "VirtualService.http.headers.request.remove",
+    "VirtualService.http.headers.response.set",
+    "VirtualService.http.headers.response.add",
+    "VirtualService.http.headers.response.remove",
+)
 def test_headers_of_the_rule_change_requests_and_responses(http: Apply, caller: Client) -> None:
     http("""
 - headers:
@@ -76,6 +93,10 @@ def test_headers_of_the_rule_change_requests_and_responses(http: Apply, caller: 
     assert "content-type" not in answer.headers
 
 
+@pytest.mark.covers(
+    "VirtualService.http.route.headers.request.set",
+    "VirtualService.http.route.headers.response.set",
+)
 def test_headers_of_a_destination_concern_it_alone(http: Apply, caller: Client) -> None:
     http("""
 - route:
@@ -99,6 +120,14 @@ def test_setting_the_host_header_changes_the_authority(http: Apply, caller: Clie
 # --- redirect and direct response ---------------------------------------------------------------------
 
 
+@pytest.mark.covers(
+    "VirtualService.http.redirect.uri",
+    "VirtualService.http.redirect.authority",
+    "VirtualService.http.redirect.redirectCode",
+    "VirtualService.http.redirect.scheme",
+    "VirtualService.http.redirect.port",
+    "VirtualService.http.redirect.derivePort",
+)
 @pytest.mark.parametrize(
     ("redirect", "code", "location"),
     [
@@ -126,17 +155,22 @@ def test_redirects_may_replace_the_prefix_that_matched(http: Apply, caller: Clie
     assert caller.get("http://reviews:9080/old/page").headers["location"].endswith("/new/page")
 
 
+@pytest.mark.covers("VirtualService.http.redirect.prefixRewrite")
 def test_redirect_prefix_rewrite(http: Apply, caller: Client) -> None:
     http("- match: [{uri: {prefix: /old}}]\n  redirect: {prefixRewrite: /new}")
     assert caller.get("http://reviews:9080/old/page").headers["location"].endswith("/new/page")
 
 
+@pytest.mark.covers(
+    "VirtualService.http.directResponse.status", "VirtualService.http.directResponse.body.string"
+)
 def test_direct_response_with_text(http: Apply, caller: Client) -> None:
     http("- directResponse: {status: 418, body: {string: tea}}")
     answer = caller.get(URL)
     assert (answer.status, answer.text) == (418, "tea")
 
 
+@pytest.mark.covers("VirtualService.http.directResponse.body.bytes")
 def test_direct_response_with_bytes(http: Apply, caller: Client) -> None:
     text = base64.b64encode(b"\x00\x01tea").decode()
     http(f"- directResponse: {{status: 200, body: {{bytes: {text}}}}}")
@@ -152,21 +186,28 @@ def test_direct_response_without_a_body(http: Apply, caller: Client) -> None:
 # --- rewrite ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("VirtualService.http.rewrite.uri")
 def test_rewrite_uri_replaces_the_prefix_that_matched(http: Apply, caller: Client) -> None:
     http(f"- match: [{{uri: {{prefix: /old}}}}]\n  rewrite: {{uri: /new}}\n  {V1}")
     assert caller.get("http://reviews:9080/old/page?q=1").path_seen == "/new/page?q=1"
 
 
+@pytest.mark.covers("VirtualService.http.rewrite.uri")
 def test_rewrite_uri_replaces_a_path_that_matched_exactly(http: Apply, caller: Client) -> None:
     http(f"- match: [{{uri: {{exact: /old}}}}]\n  rewrite: {{uri: /new}}\n  {V1}")
     assert caller.get("http://reviews:9080/old").path_seen == "/new"
 
 
+@pytest.mark.covers("VirtualService.http.rewrite.authority")
 def test_rewrite_authority(http: Apply, caller: Client) -> None:
     http(f"- rewrite: {{authority: inner.example.com}}\n  {V1}")
     assert caller.get(URL).json()["host"] == "inner.example.com"
 
 
+@pytest.mark.covers(
+    "VirtualService.http.rewrite.uriRegexRewrite.match",
+    "VirtualService.http.rewrite.uriRegexRewrite.rewrite",
+)
 def test_rewrite_by_regex(http: Apply, caller: Client) -> None:
     http(
         r"- rewrite: {uriRegexRewrite: {match: '/user/(\d+)', rewrite: '/u/\1/profile'}}"
@@ -178,6 +219,7 @@ def test_rewrite_by_regex(http: Apply, caller: Client) -> None:
 # --- timeouts and retries -----------------------------------------------------------------------------
 
 
+@pytest.mark.covers("VirtualService.http.timeout")
 def test_timeout_ends_a_slow_request(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- timeout: 0.2s\n  {V1}")
     shop.fail("reviews-v1", delay=2.0)
@@ -186,6 +228,7 @@ def test_timeout_ends_a_slow_request(http: Apply, caller: Client, shop: Mesh) ->
     assert answer.elapsed_s < 2.0
 
 
+@pytest.mark.covers("VirtualService.http.retries.attempts")
 def test_retries_attempts(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- retries: {{attempts: 3, retryOn: 5xx}}\n  {V1}")
     shop.fail("reviews-v1", status=500, times=3)
@@ -213,6 +256,7 @@ def test_two_retries_are_the_default(http: Apply, caller: Client, shop: Mesh) ->
     assert caller.get(URL).attempts == 3
 
 
+@pytest.mark.covers("VirtualService.http.retries.retryOn")
 def test_retry_on_says_which_answers_count(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f'- retries: {{attempts: 2, retryOn: "gateway-error,418"}}\n  {V1}')
     with shop.fail("reviews-v1", status=500):
@@ -221,6 +265,7 @@ def test_retry_on_says_which_answers_count(http: Apply, caller: Client, shop: Me
         assert caller.get(URL).attempts == 3
 
 
+@pytest.mark.covers("VirtualService.http.retries.perTryTimeout")
 def test_per_try_timeout_ends_a_try(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- timeout: 5s\n  retries: {{attempts: 2, perTryTimeout: 0.2s, retryOn: 5xx}}\n  {V1}")
     shop.fail("reviews-v1", delay=3.0, times=1)
@@ -229,6 +274,7 @@ def test_per_try_timeout_ends_a_try(http: Apply, caller: Client, shop: Mesh) -> 
     assert answer.elapsed_s < 3.0
 
 
+@pytest.mark.covers("VirtualService.http.retries.backoff")
 def test_retry_backoff_is_what_the_proxy_waits(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- name: patient\n  retries: {{attempts: 1, retryOn: 5xx, backoff: 1.5s}}\n  {V1}")
     routes = next(
@@ -248,6 +294,7 @@ def test_retry_backoff_is_what_the_proxy_waits(http: Apply, caller: Client, shop
     assert patient["route"]["retry_policy"]["retry_back_off"]["base_interval"] == "1.500s"
 
 
+@pytest.mark.covers("VirtualService.http.retries.retryIgnorePreviousHosts")
 def test_retry_ignore_previous_hosts_tries_another(http: Apply, caller: Client, shop: Mesh) -> None:
     http("""
 - retries: {attempts: 5, retryOn: 5xx, retryIgnorePreviousHosts: true}
@@ -262,6 +309,7 @@ def test_retry_ignore_previous_hosts_tries_another(http: Apply, caller: Client, 
 # --- faults -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("VirtualService.http.fault.delay.fixedDelay")
 def test_fault_delay(http: Apply, caller: Client) -> None:
     http(f"- fault: {{delay: {{fixedDelay: 0.3s, percentage: {{value: 100}}}}}}\n  {V1}")
     answer = caller.get(URL)
@@ -270,6 +318,7 @@ def test_fault_delay(http: Apply, caller: Client) -> None:
     assert answer.flags == "DI"
 
 
+@pytest.mark.covers("VirtualService.http.fault.delay.percentage.value")
 def test_fault_delay_concerns_a_share(http: Apply, caller: Client) -> None:
     http(f"- fault: {{delay: {{fixedDelay: 0.02s, percentage: {{value: 30}}}}}}\n  {V1}")
     found = caller.send(URL, n=300)
@@ -277,6 +326,7 @@ def test_fault_delay_concerns_a_share(http: Apply, caller: Client) -> None:
     assert 50 < delayed < 130
 
 
+@pytest.mark.covers("VirtualService.http.fault.abort.httpStatus")
 def test_fault_abort_with_a_status(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- fault: {{abort: {{httpStatus: 555, percentage: {{value: 100}}}}}}\n  {V1}")
     answer = caller.get(URL)
@@ -284,11 +334,13 @@ def test_fault_abort_with_a_status(http: Apply, caller: Client, shop: Mesh) -> N
     assert shop.received("reviews-v1") == []
 
 
+@pytest.mark.covers("VirtualService.http.fault.abort.percentage.value")
 def test_fault_abort_concerns_a_share(http: Apply, caller: Client) -> None:
     http(f"- fault: {{abort: {{httpStatus: 500, percentage: {{value: 20}}}}}}\n  {V1}")
     caller.send(URL, n=600).assert_share(500, 0.2)
 
 
+@pytest.mark.covers("VirtualService.http.fault.abort.grpcStatus")
 def test_fault_abort_with_a_grpc_status(http: Apply, caller: Client) -> None:
     http(f"- fault: {{abort: {{grpcStatus: UNAVAILABLE, percentage: {{value: 100}}}}}}\n  {V1}")
     answer = caller.grpc("grpc://reviews:7070/a.B/C")
@@ -309,6 +361,7 @@ def mirrored(shop: Mesh, workload: str, count: int) -> int:
     return len(shop.received(workload))
 
 
+@pytest.mark.covers("VirtualService.http.mirror.host", "VirtualService.http.mirror.subset")
 def test_mirror_sends_a_copy(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- {V1}\n  mirror: {{host: reviews, subset: v2}}")
     assert caller.send(URL, n=10).counts == {"reviews-v1": 10}
@@ -316,12 +369,18 @@ def test_mirror_sends_a_copy(http: Apply, caller: Client, shop: Mesh) -> None:
     assert shop.received("reviews-v2")[0].headers["host"].startswith("reviews-shadow")
 
 
+@pytest.mark.covers("VirtualService.http.mirrorPercentage.value")
 def test_mirror_percentage(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"- {V1}\n  mirror: {{host: reviews, subset: v2}}\n  mirrorPercentage: {{value: 0}}")
     assert caller.send(URL, n=20).counts == {"reviews-v1": 20}
     assert shop.received("reviews-v2") == []
 
 
+@pytest.mark.covers(
+    "VirtualService.http.mirrors.destination.host",
+    "VirtualService.http.mirrors.destination.subset",
+    "VirtualService.http.mirrors.percentage.value",
+)
 def test_several_mirrors(http: Apply, caller: Client, shop: Mesh) -> None:
     http(f"""
 - {V1}
@@ -344,6 +403,13 @@ def cors(policy: str) -> str:
     return f"- corsPolicy: {policy}\n  {V1}"
 
 
+@pytest.mark.covers(
+    "VirtualService.http.corsPolicy.allowOrigins.prefix",
+    "VirtualService.http.corsPolicy.allowMethods",
+    "VirtualService.http.corsPolicy.allowHeaders",
+    "VirtualService.http.corsPolicy.maxAge",
+    "VirtualService.http.corsPolicy.allowCredentials",
+)
 def test_cors_answers_preflights_of_allowed_origins(
     http: Apply, caller: Client, shop: Mesh
 ) -> None:
@@ -363,18 +429,24 @@ def test_cors_answers_preflights_of_allowed_origins(
     assert shop.received("reviews-v1") == []
 
 
+@pytest.mark.covers(
+    "VirtualService.http.corsPolicy.exposeHeaders",
+    "VirtualService.http.corsPolicy.allowOrigins.exact",
+)
 def test_cors_exposes_headers_on_requests(http: Apply, caller: Client) -> None:
     http(cors("{allowOrigins: [{exact: 'https://a.example.com'}], exposeHeaders: [x-two]}"))
     answer = caller.get(URL, headers={"origin": "https://a.example.com"})
     assert answer.headers["access-control-expose-headers"] == "x-two"
 
 
+@pytest.mark.covers("VirtualService.http.corsPolicy.allowOrigins.regex")
 def test_cors_says_nothing_to_other_origins(http: Apply, caller: Client) -> None:
     http(cors("{allowOrigins: [{regex: 'https://b[.].*'}], allowMethods: [GET]}"))
     answer = caller.get(URL, headers={"origin": "https://a.example.com"})
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.covers("VirtualService.http.corsPolicy.unmatchedPreflights")
 @pytest.mark.parametrize(("wanted", "reaches"), [("FORWARD", True), ("IGNORE", False)])
 def test_cors_unmatched_preflights(
     http: Apply, caller: Client, shop: Mesh, wanted: str, reaches: bool
@@ -392,6 +464,7 @@ def test_cors_unmatched_preflights(
 # --- delegates, hosts, visibility ---------------------------------------------------------------------
 
 
+@pytest.mark.covers("VirtualService.http.delegate.name", "VirtualService.http.delegate.namespace")
 def test_delegate_hands_a_prefix_to_another_object(http: Apply, caller: Client, shop: Mesh) -> None:
     shop.apply(f"""
 apiVersion: networking.istio.io/v1
@@ -411,6 +484,7 @@ spec:
     assert caller.get("http://reviews:9080/part/b").route == "rest"
 
 
+@pytest.mark.covers("VirtualService.hosts")
 def test_hosts_may_be_wildcards(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -425,6 +499,7 @@ spec:
     assert caller.get("http://details:9080/").status == 209
 
 
+@pytest.mark.covers("VirtualService.exportTo")
 def test_export_to_hides_rules_from_other_namespaces(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -440,6 +515,12 @@ spec:
     assert shop.client("other").get("http://reviews.default:9080/").status == 200
 
 
+@pytest.mark.covers(
+    "VirtualService.tcp.match.port",
+    "VirtualService.tcp.route.weight",
+    "VirtualService.tcp.route.destination.host",
+    "VirtualService.tcp.route.destination.subset",
+)
 def test_tcp_routes_by_weight(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -458,6 +539,7 @@ spec:
             assert connection.ask("hello")["workload"] == "reviews-v2"
 
 
+@pytest.mark.covers("VirtualService.tcp.match.sourceLabels")
 def test_tcp_routes_by_source_labels(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1
@@ -476,6 +558,11 @@ spec:
         assert connection.ask("hello")["workload"] == "reviews-v1"
 
 
+@pytest.mark.covers(
+    "VirtualService.tls.match.sniHosts",
+    "VirtualService.tls.route.destination.host",
+    "VirtualService.tls.route.destination.subset",
+)
 def test_tls_routes_by_server_name(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: v1

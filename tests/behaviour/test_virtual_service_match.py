@@ -83,6 +83,22 @@ def ask(client: Client, request: dict[str, Any]) -> str:
     return client.request(given.pop("method", "GET"), url, **given).route
 
 
+@pytest.mark.covers(
+    "VirtualService.http.match.uri.exact",
+    "VirtualService.http.match.uri.prefix",
+    "VirtualService.http.match.uri.regex",
+    "VirtualService.http.match.ignoreUriCase",
+    "VirtualService.http.match.method.exact",
+    "VirtualService.http.match.scheme.exact",
+    "VirtualService.http.match.authority.prefix",
+    "VirtualService.http.match.headers.exact",
+    "VirtualService.http.match.headers.prefix",
+    "VirtualService.http.match.headers.regex",
+    "VirtualService.http.match.queryParams.exact",
+    "VirtualService.http.match.queryParams.prefix",
+    "VirtualService.http.match.queryParams.regex",
+    "VirtualService.http.match.withoutHeaders.exact",
+)
 @pytest.mark.parametrize(("name", "match", "inside", "beside"), CASES, ids=[c[0] for c in CASES])
 def test_a_rule_takes_what_matches(
     shop: Mesh, name: str, match: str, inside: dict[str, Any], beside: dict[str, Any] | None
@@ -103,24 +119,28 @@ def test_one_of_several_matches_is_enough(shop: Mesh, caller: Client) -> None:
     ]
 
 
+@pytest.mark.covers("VirtualService.http.match.port")
 def test_port_restricts_a_rule_to_one_port(shop: Mesh, caller: Client) -> None:
     shop.apply(two_routes("{port: 9081}"))
     assert caller.get("http://reviews:9081/").route == "chosen"
     assert caller.get("http://reviews:9080/").route == "rest"
 
 
+@pytest.mark.covers("VirtualService.http.match.sourceLabels")
 def test_source_labels_restrict_a_rule_to_workloads(shop: Mesh, caller: Client) -> None:
     shop.apply(two_routes("{sourceLabels: {team: blue}}"))
     assert caller.get("http://reviews:9080/").route == "chosen"
     assert shop.client("other").get("http://reviews.default:9080/").route == "rest"
 
 
+@pytest.mark.covers("VirtualService.http.match.sourceNamespace")
 def test_source_namespace_restricts_a_rule_to_a_namespace(shop: Mesh, caller: Client) -> None:
     shop.apply(two_routes("{sourceNamespace: elsewhere}"))
     assert caller.get("http://reviews:9080/").route == "rest"
     assert shop.client("other").get("http://reviews.default:9080/").route == "chosen"
 
 
+@pytest.mark.covers("VirtualService.http.match.gateways", "VirtualService.gateways")
 def test_gateways_restrict_a_rule_to_where_it_is_bound(shop: Mesh, caller: Client) -> None:
     shop.apply("""
 apiVersion: networking.istio.io/v1

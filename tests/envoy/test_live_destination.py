@@ -107,6 +107,10 @@ def test_consistent_hash(tmp_path: Path, fleet, setting, same, other) -> None:  
         assert len(seen) > 1
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes.name",
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes.value",
+)
 def test_consistent_hash_cookie_is_made(tmp_path: Path, fleet: list[Backend]) -> None:
     """With a ttl the proxy sets the cookie, with its path and attributes."""
     cookie = "{name: u, path: /p, ttl: 60s, attributes: [{name: SameSite, value: Lax}]}"
@@ -140,6 +144,11 @@ def test_simple_balancers_use_everyone(tmp_path: Path, fleet: list[Backend], bal
             assert max(seen.values()) - min(seen.values()) <= 2
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.warmup.duration",
+    "DestinationRule.trafficPolicy.loadBalancer.warmup.minimumPercent",
+    "DestinationRule.trafficPolicy.loadBalancer.warmup.aggression",
+)
 def test_warm_up_is_loaded(tmp_path: Path, fleet: list[Backend]) -> None:
     """A warming fleet serves; Envoy has the window, the aggression and the least weight."""
     warm = "{duration: 30s, minimumPercent: 20, aggression: 2}"
@@ -152,6 +161,7 @@ def test_warm_up_is_loaded(tmp_path: Path, fleet: list[Backend]) -> None:
                 assert part in dump
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes")
 def test_outlier_detection_counts_chosen_statuses(tmp_path: Path, fleet: list[Backend]) -> None:
     """outlierDetectionHttpErrorCodes: 418 ejects, 500 does not."""
     rule = _rule(
@@ -168,6 +178,9 @@ def test_outlier_detection_counts_chosen_statuses(tmp_path: Path, fleet: list[Ba
         assert envoy.counter(stat) > 0
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.portLevelSettings.connectionPool.tcp.maxConnections"
+)
 def test_circuit_breaker_and_port_level_settings(tmp_path: Path, fleet: list[Backend]) -> None:
     """Settings of a port replace the general ones: here they open the breaker that is otherwise wide."""
     rule = _rule(
@@ -188,6 +201,7 @@ def test_circuit_breaker_and_port_level_settings(tmp_path: Path, fleet: list[Bac
         assert {200, 503} == set(found)
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.retryBudget.budgetInterval")
 def test_retry_budget(tmp_path: Path, fleet: list[Backend]) -> None:
     """A budget of one retry at a time: of many failing requests some are not retried, and that is counted."""
     rule = (
@@ -231,6 +245,10 @@ def test_workload_selector(tmp_path: Path, fleet: list[Backend]) -> None:
         assert len({_who(port, "/", **{"x-user": "a"}) for _ in range(10)}) == 1
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.proxyProtocol.version=V1",
+    "DestinationRule.trafficPolicy.proxyProtocol.version=V2",
+)
 @pytest.mark.parametrize(
     ("version", "start"), [("V1", b"PROXY TCP4 "), ("V2", b"\r\n\r\n\x00\r\nQUIT\n")]
 )
@@ -301,6 +319,11 @@ class _HttpProxy:
         self.server.server_close()
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.tunnel.protocol",
+    "DestinationRule.trafficPolicy.tunnel.targetHost",
+    "DestinationRule.trafficPolicy.tunnel.targetPort",
+)
 @pytest.mark.parametrize("protocol", ["CONNECT", "POST"])
 def test_tunnel(tmp_path: Path, protocol: str) -> None:
     """Bytes go through an HTTP proxy to the host that the rule names."""

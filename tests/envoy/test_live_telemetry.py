@@ -50,6 +50,14 @@ def _labels(envoy: Envoy, name: str) -> list[str]:
     return envoy.stats(f"istio_{name}[{{_]")
 
 
+@pytest.mark.covers(
+    "Telemetry.metrics.providers.name",
+    "Telemetry.metrics.overrides.match.metric",
+    "Telemetry.metrics.overrides.match.mode",
+    "Telemetry.metrics.overrides.disabled",
+    "Telemetry.metrics.overrides.tagOverrides.operation",
+    "Telemetry.metrics.overrides.tagOverrides.value",
+)
 def test_metrics_are_disabled_and_relabelled(tmp_path: Path, backend: Backend) -> None:
     """One metric off, one label removed, one set from the request, one from a constant."""
     world = _world(
@@ -78,6 +86,9 @@ def test_metrics_are_disabled_and_relabelled(tmp_path: Path, backend: Backend) -
         assert not _labels(envoy, "request_duration_milliseconds")
 
 
+@pytest.mark.covers(
+    "Telemetry.selector.matchLabels", "Telemetry.metrics.overrides.match.metric=ALL_METRICS"
+)
 def test_all_metrics_off(tmp_path: Path, backend: Backend) -> None:
     """The nearer level decides: off for the namespace, on again for the workload."""
     off = _telemetry("  metrics: [{overrides: [{disabled: true}]}]")
@@ -94,6 +105,13 @@ def test_all_metrics_off(tmp_path: Path, backend: Backend) -> None:
             assert bool(_labels(envoy, "requests_total")) is expected
 
 
+@pytest.mark.covers(
+    "Telemetry.accessLogging.providers.name",
+    "Telemetry.accessLogging.match.mode",
+    "Telemetry.accessLogging.filter.expression",
+    "MeshConfig.extensionProviders.envoyFileAccessLog.path",
+    "MeshConfig.extensionProviders.envoyFileAccessLog.logFormat.labels",
+)
 def test_access_log_with_a_condition(tmp_path: Path, backend: Backend) -> None:
     """Only what the expression is true for, in the provider's format."""
     path = tmp_path / "access.log"
@@ -122,6 +140,7 @@ extensionProviders:
         assert [json.loads(line) for line in text.splitlines()] == [{"code": 200, "path": "/yes/1"}]
 
 
+@pytest.mark.covers("Telemetry.accessLogging.disabled")
 def test_access_log_off(tmp_path: Path, backend: Backend) -> None:
     """``disabled`` wins over the mesh's accessLogFile."""
     path = tmp_path / "access.log"
@@ -152,6 +171,19 @@ extensionProviders:
 """
 
 
+@pytest.mark.covers(
+    "Telemetry.tracing.providers.name",
+    "Telemetry.tracing.randomSamplingPercentage",
+    "Telemetry.tracing.customTags.literal.value",
+    "Telemetry.tracing.customTags.header.name",
+    "MeshConfig.extensionProviders.zipkin.service",
+    "MeshConfig.extensionProviders.zipkin.port",
+    "MeshConfig.extensionProviders.opentelemetry.service",
+    "MeshConfig.extensionProviders.opentelemetry.port",
+    "MeshConfig.extensionProviders.opentelemetry.http.path",
+    "MeshConfig.extensionProviders.opentelemetry.http.headers.name",
+    "MeshConfig.extensionProviders.opentelemetry.http.headers.value",
+)
 @pytest.mark.parametrize(
     ("provider", "path", "header"),
     [("zipkin", "/api/v2/spans", "x-b3-traceid"), ("otel", "/v1/traces", "traceparent")],

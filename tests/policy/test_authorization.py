@@ -177,6 +177,28 @@ TABLE = [
 ]
 
 
+@pytest.mark.covers(
+    "AuthorizationPolicy.rules.from.source.principals",
+    "AuthorizationPolicy.rules.from.source.notPrincipals",
+    "AuthorizationPolicy.rules.from.source.namespaces",
+    "AuthorizationPolicy.rules.from.source.notNamespaces",
+    "AuthorizationPolicy.rules.from.source.serviceAccounts",
+    "AuthorizationPolicy.rules.from.source.notServiceAccounts",
+    "AuthorizationPolicy.rules.from.source.trustDomains",
+    "AuthorizationPolicy.rules.from.source.ipBlocks",
+    "AuthorizationPolicy.rules.from.source.notIpBlocks",
+    "AuthorizationPolicy.rules.from.source.requestPrincipals",
+    "AuthorizationPolicy.rules.from.source.notRequestPrincipals",
+    "AuthorizationPolicy.rules.to.operation.hosts",
+    "AuthorizationPolicy.rules.to.operation.notHosts",
+    "AuthorizationPolicy.rules.to.operation.methods",
+    "AuthorizationPolicy.rules.to.operation.notMethods",
+    "AuthorizationPolicy.rules.to.operation.paths",
+    "AuthorizationPolicy.rules.to.operation.notPaths",
+    "AuthorizationPolicy.rules.when.key",
+    "AuthorizationPolicy.rules.when.values",
+    "AuthorizationPolicy.rules.when.notValues",
+)
 @pytest.mark.parametrize(
     ("part", "field", "yes", "no"), TABLE, ids=[f"{t[0]}: {t[1]}" for t in TABLE]
 )
@@ -197,6 +219,7 @@ def test_a_field_allows_and_denies(
         check(guard, caller, "", **request)
 
 
+@pytest.mark.covers("AuthorizationPolicy.rules.to.operation.ports")
 def test_ports_addresses_and_numbers(guard: Guard) -> None:
     """Ports are the workload's own, as in Istio."""
     guard.apply(policy(f"{{rules: [{{to: [{{operation: {{ports: ['{guard.http.port}']}}}}]}}]}}"))
@@ -237,6 +260,11 @@ def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
     check(guard, PLAIN, "", path="/public")
 
 
+@pytest.mark.covers(
+    "AuthorizationPolicy.action=ALLOW",
+    "AuthorizationPolicy.action=DENY",
+    "AuthorizationPolicy.action=AUDIT",
+)
 def test_order_of_actions_and_default(guard: Guard) -> None:
     """DENY before ALLOW; no policy allows all; an ALLOW policy without rules denies all; DENY alone allows the rest."""
     guard.apply()
@@ -255,6 +283,7 @@ def test_order_of_actions_and_default(guard: Guard) -> None:
     check(guard, BOB, "")
 
 
+@pytest.mark.covers("AuthorizationPolicy.selector.matchLabels")
 def test_where_a_policy_applies(guard: Guard) -> None:
     """Root namespace, own namespace, selectors; not other namespaces, workloads or gateways."""
     deny = "{action: DENY, rules: [{}]%s}"
@@ -313,6 +342,7 @@ def test_tcp_ports(guard: Guard) -> None:
     check(guard, BOB, "")
 
 
+@pytest.mark.covers("MeshConfig.trustDomain", "MeshConfig.trustDomainAliases")
 def test_trust_domain_aliases(guard: Guard) -> None:
     """``cluster.local`` in a policy means the mesh's domain and its aliases; members of others cannot connect."""
     by_old_name = policy(

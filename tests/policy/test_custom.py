@@ -73,6 +73,14 @@ def provider(kind: str, port: int, more: str = "") -> str:
     return f"extensionProviders: [{{name: asker, {kind}: {{service: {host}, port: {port}{more}}}}}]"
 
 
+@pytest.mark.covers(
+    "AuthorizationPolicy.action=CUSTOM",
+    "AuthorizationPolicy.provider.name",
+    "MeshConfig.extensionProviders.name",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.service",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.port",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestHeadersInCheck",
+)
 def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
     """Only matching requests are asked about; DENY and ALLOW policies still hold afterwards."""
     mesh = provider("envoyExtAuthzHttp", over_http.port, ", includeRequestHeadersInCheck: [x-pass]")
@@ -91,6 +99,10 @@ def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http
     assert guard.send(PLAIN, "/asked", headers=OK).status == 200
 
 
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.service",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.port",
+)
 def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
     """On TCP the rule goes without its path."""
     mesh = provider("envoyExtAuthzGrpc", over_grpc)
@@ -102,6 +114,10 @@ def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: i
     assert guard.ask(Caller("shop/alice")) == b"tcp:HELLO THERE\n"
 
 
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.statusOnError",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.failOpen",
+)
 def test_without_an_answer_it_is_refused(guard: Guard) -> None:
     """Nobody listens: refused with the status that the provider asks for, or passed when it fails open."""
     port = free_port()

@@ -150,6 +150,7 @@ def test_routing_on_claims(edge: Edge) -> None:
     assert edge.get(token=Issuer(ISSUER.name).token(groups="beta"))[0] == 401
 
 
+@pytest.mark.covers("AuthorizationPolicy.rules.from.source.remoteIpBlocks")
 def test_policies_at_the_edge(edge: Edge) -> None:
     """Hosts, tokens and addresses; nobody has a mesh identity here."""
     edge.apply(
@@ -188,6 +189,11 @@ def test_tcp_at_the_edge(edge: Edge) -> None:
     assert ask(edge.stream, b"hello there\n") == b""
 
 
+@pytest.mark.covers(
+    "AuthorizationPolicy.targetRefs.group",
+    "AuthorizationPolicy.targetRefs.kind",
+    "AuthorizationPolicy.targetRefs.name",
+)
 def test_policies_by_reference(edge: Edge) -> None:
     """A targetRef names a Gateway of the Gateway API; only its proxies are meant."""
     label = {"gateway.networking.k8s.io/gateway-name": "front"}

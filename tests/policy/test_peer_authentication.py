@@ -46,6 +46,7 @@ def works(guard: Guard, caller: Caller, port: int = 0) -> bool:
         return False
 
 
+@pytest.mark.covers("PeerAuthentication.mtls.mode", "PeerAuthentication.selector.matchLabels")
 @pytest.mark.parametrize(("text", "plain", "mtls"), LEVELS.values(), ids=LEVELS)
 def test_which_level_decides(guard: Guard, text: str, plain: bool, mtls: bool) -> None:
     """Plaintext and mTLS at the HTTP port."""
@@ -54,6 +55,7 @@ def test_which_level_decides(guard: Guard, text: str, plain: bool, mtls: bool) -
     assert works(guard, Caller()) == mtls
 
 
+@pytest.mark.covers("PeerAuthentication.portLevelMtls.mode")
 def test_a_port_of_its_own(guard: Guard) -> None:
     """Ports are the workload's; an unset one has the workload's mode."""
     number = guard.http.port

@@ -32,6 +32,11 @@ REQUIRED = policy("{rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}")
 FORGER = Issuer(ONE.name, ONE.key_id)
 
 
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.issuer",
+    "RequestAuthentication.jwtRules.jwks",
+    "RequestAuthentication.jwtRules.audiences",
+)
 @pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
 def test_which_tokens_pass(guard: Guard, required: bool) -> None:
     """Without a policy a token is optional, but never wrong; AuthorizationPolicy makes it required."""
@@ -66,6 +71,12 @@ def test_without_algorithm_is_refused(guard: Guard) -> None:
     assert guard.send(PLAIN, token=".".join((*parts, ""))).status == 401
 
 
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.fromHeaders.name",
+    "RequestAuthentication.jwtRules.fromHeaders.prefix",
+    "RequestAuthentication.jwtRules.fromParams",
+    "RequestAuthentication.jwtRules.fromCookies",
+)
 def test_where_tokens_are_found(guard: Guard) -> None:
     """Headers with prefixes, parameters and cookies; only the named places count."""
     places = (
@@ -82,6 +93,12 @@ def test_where_tokens_are_found(guard: Guard) -> None:
     assert guard.send(PLAIN, token=token).status == 200
 
 
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.outputPayloadToHeader",
+    "RequestAuthentication.jwtRules.outputClaimToHeaders.header",
+    "RequestAuthentication.jwtRules.outputClaimToHeaders.claim",
+    "RequestAuthentication.jwtRules.forwardOriginalToken",
+)
 def test_what_the_application_sees(guard: Guard) -> None:
     """Claims and the payload as headers; the token itself only when asked for. Callers cannot write these headers."""
     outputs = (
@@ -104,6 +121,7 @@ def test_what_the_application_sees(guard: Guard) -> None:
     assert "authorization" in guard.send(PLAIN, token=ONE.token()).seen
 
 
+@pytest.mark.covers("RequestAuthentication.jwtRules.spaceDelimitedClaims")
 def test_space_delimited_claims(guard: Guard) -> None:
     """Claims of one's own that hold several words."""
     allow = policy("{rules: [{when: [{key: 'request.auth.claims[roles]', values: [dev]}]}]}")
@@ -177,6 +195,9 @@ class KeyServer:
         self._server.server_close()
 
 
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.jwksUri", "RequestAuthentication.jwtRules.timeout"
+)
 def test_keys_from_an_address(guard: Guard) -> None:
     """The proxy fetches them. Until it can, tokens are refused and other requests pass; then they are accepted."""
     server = KeyServer()
