@@ -325,7 +325,6 @@ def _relocate_socket(socket_config: Any, folder: Path) -> None:
         if config.WhichOneof("config_source_specifier") == "path_config_source":
             path = config.path_config_source
             path.path = path.path.replace(CERT_DIR, str(folder))
-            path.watched_directory.path = str(folder)
     socket_config.typed_config.value = context.SerializeToString()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from meltemi.agent import secrets
 
 _DAY = datetime.timedelta(days=1)
 
@@ -77,21 +78,9 @@ def make_authority(name: str = "test root") -> Authority:
 
 
 def write_identity(folder: Path, authority: Authority, spiffe: str) -> None:
-    """The certificate files of a workload and the SDS files that refer to them."""
+    """The SDS files of a workload."""
     folder.mkdir(parents=True, exist_ok=True)
     chain, key = authority.issue(spiffe)
-    (folder / "cert.pem").write_bytes(chain)
-    (folder / "key.pem").write_bytes(key)
-    (folder / "root.pem").write_bytes(authority.root)
-    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-    pair = {
-        "certificate_chain": {"filename": str(folder / "cert.pem")},
-        "private_key": {"filename": str(folder / "key.pem")},
-    }
-    roots = {"trusted_ca": {"filename": str(folder / "root.pem")}}
-    for file, name, content in (
-        ("sds-default.json", "default", {"tls_certificate": pair}),
-        ("sds-rootca.json", "ROOTCA", {"validation_context": roots}),
-    ):
-        document = {"resources": [{"@type": kind, "name": name, **content}]}
-        (folder / file).write_text(json.dumps(document))
+    default = secrets.render_default(chain.decode(), secrets.SecretText(key.decode()))
+    (folder / secrets.DEFAULT_FILE).write_text(default)
+    (folder / secrets.ROOTCA_FILE).write_text(secrets.render_rootca(authority.root.decode()))

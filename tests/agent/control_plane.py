@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -171,7 +170,3 @@ class ControlPlane:
             packed = json_format.ParseDict({"@type": type_url, **body}, any_pb2.Any())
             response.resources.add(name=name, version="1", resource=packed)
         return response
-
-
-def read_serial(path: Path) -> int:
-    return x509.load_pem_x509_certificate(path.read_bytes()).serial_number

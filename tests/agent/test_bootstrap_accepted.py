@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent.control_plane import Authority
 from meltemi.adapters.envoy_process import find_envoy
 from meltemi.agent import secrets
 from meltemi.agent.bootstrap import build_bootstrap
@@ -56,10 +57,16 @@ def test_envoy_accepts_it(
     tmp_path: Path, environment: dict[str, str], more: dict[str, Any]
 ) -> None:
     """``envoy --mode validate`` says OK and nothing else."""
-    settings, problems = parse_settings({"MESH_CONFIG_DIR": str(tmp_path), **environment}, **more)
+    settings, problems = parse_settings(
+        {
+            "MESH_CONFIG_DIR": str(tmp_path),
+            "MESH_CREDENTIALS_DIR": str(tmp_path),
+            **environment,
+        },
+        **more,
+    )
     assert not problems
-    root = Path("/etc/ssl/certs/none.pem")
-    (tmp_path / secrets.XDS_ROOT_FILE).write_text(secrets.render_xds_root(str(root), "istiod"))
+    (tmp_path / secrets.ROOTCA_FILE).write_text(secrets.render_rootca(Authority().pem))
     token = secrets.SecretText("token")
     (tmp_path / secrets.XDS_TOKEN_FILE).write_text(secrets.render_xds_token(token, 1))
     bootstrap, problems = build_bootstrap(settings)

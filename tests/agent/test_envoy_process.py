@@ -7,7 +7,7 @@ import sys
 
 # In a user namespace of its own, whose limit is its own too, so that no other program is disturbed.
 SCRIPT = (
-    "echo 3 > /proc/sys/user/max_inotify_instances; exec "
+    "echo 2 > /proc/sys/user/max_inotify_instances; exec "
     "{python} -c 'from meltemi.adapters.envoy_process import missing_resource as m; print(m())'"
 )
 

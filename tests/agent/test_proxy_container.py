@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -17,8 +19,9 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from cryptography import x509
 
-from agent.control_plane import Authority, ControlPlane, read_serial
+from agent.control_plane import Authority, ControlPlane
 from agent.world import Application, Container, eventually
 
 pytestmark = pytest.mark.envoy
@@ -58,10 +61,11 @@ def test_a_proxy_becomes_ready_and_identifies_itself(
     assert node.id == "sidecar~127.0.0.1~reviews-v1-abc.bookinfo~bookinfo.svc.cluster.local"
     assert node.metadata["LABELS"]["app"] == "reviews"
     assert node.metadata["WORKLOAD_NAME"] == "reviews-v1"
-    key = container.credentials / "current" / "key.pem"
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    token = container.directory / "proxy" / "sds-xds-token.json"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    for secret in (
+        container.credentials / "sds-default.json",
+        container.directory / "proxy" / "sds-xds-token.json",
+    ):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert "token-1" not in container.text() and "PRIVATE KEY" not in container.text()
 
 
@@ -81,13 +85,13 @@ def test_a_crashed_envoy_comes_back_with_its_certificate(
     """SIGKILL of Envoy costs a restart, and no certificate request."""
     container.serve(application)
     container.start_ready()
-    serial = read_serial(container.credentials / "current" / "cert.pem")
+    serial = container.serial()
     first = container.debug()["envoy"]["pid"]
     os.kill(first, signal.SIGKILL)
     eventually(lambda: container.debug()["envoy"]["epoch"] == 1, "second start")
     container.await_ready()
     assert container.get(container.inbound, "/")[1] == "hello"
-    assert read_serial(container.credentials / "current" / "cert.pem") == serial
+    assert container.serial() == serial
     assert control_plane.requests == 1
 
 
@@ -155,14 +159,60 @@ def test_certificates_are_renewed_in_time(
     """A short-lived certificate is replaced at half its life, without an Envoy restart."""
     control_plane.life_s = 2.0
     container.start_ready()
-    first = read_serial(container.credentials / "current" / "cert.pem")
+    first = container.serial()
     control_plane.life_s = 3600.0
-    eventually(
-        lambda: read_serial(container.credentials / "current" / "cert.pem") != first, "renewal"
-    )
+    eventually(lambda: container.serial() != first, "renewal")
     assert container.debug()["envoy"]["epoch"] == 0
-    generations = [path.name for path in container.credentials.glob("generation-*")]
-    assert generations == ["generation-2"]
+
+
+def test_a_renewal_reaches_new_connections_and_ends_no_old_one(
+    container: Container, control_plane: ControlPlane, application: Application
+) -> None:
+    """Envoy notices the new file by itself; requests on a connection of before go on."""
+
+    def ask(connection: ssl.SSLSocket) -> bool:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: app\r\n\r\n")
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.read() == b"hello"
+
+    def shown(connection: ssl.SSLSocket) -> int:
+        der = connection.getpeercert(binary_form=True)
+        assert der
+        return x509.load_der_x509_certificate(der).serial_number
+
+    control_plane.life_s = 6.0
+    container.serve(application, tls=True)
+    container.start_ready()
+    first = container.serial()
+    with container.connect_tls() as old:
+        assert ask(old) and shown(old) == first
+        control_plane.life_s = 3600.0
+        eventually(lambda: container.serial() != first, "renewal")
+
+        def fresh() -> bool:
+            with container.connect_tls() as new:
+                return ask(new) and shown(new) == container.serial()
+
+        eventually(fresh, "the new certificate on new connections")
+        assert ask(old)
+    assert container.debug()["envoy"]["epoch"] == 0
+
+
+def test_a_proxy_takes_few_inotify_instances(
+    container: Container, application: Application
+) -> None:
+    """Three: certificate, roots, token. The kernel gives all proxies of a user 128 together."""
+    container.serve(application, tls=True)
+    container.start_ready()
+    assert container.process
+    agent = psutil.Process(container.process.pid)
+    taken = 0
+    for process in (agent, *agent.children(recursive=True)):
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a connection that has ended meanwhile
+                taken += str(entry.readlink()) == "anon_inode:inotify"
+    assert taken == 3
 
 
 def test_a_refused_renewal_keeps_the_old_certificate(
@@ -171,17 +221,15 @@ def test_a_refused_renewal_keeps_the_old_certificate(
     """While istiod refuses, the present certificate stays, the log says why, and asking goes on."""
     control_plane.life_s = 8.0
     container.start_ready()
-    first = read_serial(container.credentials / "current" / "cert.pem")
+    first = container.serial()
     control_plane.refuse = grpc.StatusCode.UNAUTHENTICATED
     eventually(
         lambda: "renewal failed, the present certificate stays" in container.text(), "failure"
     )
     assert "does not accept the token" in container.text()
-    assert read_serial(container.credentials / "current" / "cert.pem") == first
+    assert container.serial() == first
     control_plane.refuse, control_plane.life_s = None, 3600.0
-    eventually(
-        lambda: read_serial(container.credentials / "current" / "cert.pem") != first, "recovery"
-    )
+    eventually(lambda: container.serial() != first, "recovery")
 
 
 def test_an_absent_istiod_is_waited_for(tmp_path: Path) -> None:
@@ -243,9 +291,8 @@ def test_a_new_root_is_trusted_at_once(container: Container, control_plane: Cont
     container.start_ready()
     new = Authority().pem
     container.root.write_text(new + control_plane.authority.pem)
-    bundle = container.credentials / "current" / "root.pem"
-    eventually(lambda: new in bundle.read_text(), "new root")
-    assert control_plane.authority.pem in bundle.read_text()
+    eventually(lambda: new in container.roots(), "new root")
+    assert control_plane.authority.pem in container.roots()
     eventually(lambda: control_plane.requests == 2, "new certificate")
 
 
@@ -259,7 +306,7 @@ def test_a_certificate_for_someone_else_is_refused(
         lambda: "istiod signed spiffe://cluster.local/ns/bookinfo/sa/admin" in container.text(),
         "refusal",
     )
-    assert not (container.credentials / "current").exists()
+    assert not container.credentials.exists()
 
 
 def test_an_istiod_of_another_root_is_refused(container: Container) -> None:

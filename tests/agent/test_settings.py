@@ -73,7 +73,10 @@ def test_istiod_is_verified_and_gets_the_token() -> None:
     xds = cluster(bootstrap(), "xds-grpc")
     context = xds["transport_socket"]["typed_config"]
     assert context["sni"] == "istiod.istio-system.svc"
-    assert "validation_context_sds_secret_config" in context["common_tls_context"]
+    verified = context["common_tls_context"]["combined_validation_context"]
+    assert verified["validation_context_sds_secret_config"]["name"] == "ROOTCA"
+    (name,) = verified["default_validation_context"]["match_typed_subject_alt_names"]
+    assert name == {"san_type": "DNS", "matcher": {"exact": "istiod.istio-system.svc"}}
     options = xds["typed_extension_protocol_options"]
     (protocol,) = options.values()
     names = [f["name"] for f in protocol["http_filters"]]

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,7 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from google.protobuf import json_format
+
 from agent.control_plane import CDS, ISTIOD, LDS, ControlPlane
+from meltemi.agent import secrets
+from meltemi.envoy.tls import downstream_socket, upstream_socket
+from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls, UpstreamTls
+from meltemi.model.names import CERT_DIR
 
 TYPE = "type.googleapis.com/envoy."
 DEADLINE_S = 30.0
@@ -161,8 +169,34 @@ class Container:
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def serve(self, application: Application) -> None:
-        """Give Envoy an inbound listener in front of the application."""
+    def serial(self) -> int:
+        """Serial number of the certificate that Envoy is given."""
+        chain, _ = secrets.read_default((self.credentials / secrets.DEFAULT_FILE).read_text())
+        return x509.load_pem_x509_certificate(chain.encode()).serial_number
+
+    def roots(self) -> str:
+        """The roots that Envoy is given, PEM."""
+        return secrets.read_rootca((self.credentials / secrets.ROOTCA_FILE).read_text())
+
+    def connect_tls(self) -> ssl.SSLSocket:
+        """A mutual TLS connection to the inbound listener, in the container's own identity."""
+        chain, key = secrets.read_default((self.credentials / secrets.DEFAULT_FILE).read_text())
+        pair = self.directory / "client.pem"
+        pair.write_text(chain + key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_cert_chain(pair)
+        context.load_verify_locations(cadata=self.roots())
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", self.inbound)))
+
+    def _tls(self, made: Any) -> dict[str, Any]:
+        """A transport socket of the mesh, with the workload's files where this container has them."""
+        text = json_format.MessageToJson(made).replace(CERT_DIR, str(self.credentials))
+        socket_config: dict[str, Any] = json.loads(text)
+        return socket_config
+
+    def serve(self, application: Application, *, tls: bool = False) -> None:
+        """Give Envoy an inbound listener in front of the application; with ``tls``, also clusters of the mesh."""
         endpoint = {"socketAddress": {"address": "127.0.0.1", "portValue": application.port}}
         cluster = {
             "name": "app",
@@ -214,13 +248,23 @@ class Container:
                 }
             ],
         }
-        listener = {
+        listener: dict[str, Any] = {
             "name": "inbound",
             "address": {"socketAddress": {"address": "127.0.0.1", "portValue": self.inbound}},
             "trafficDirection": "INBOUND",
             "filterChains": [{"filters": [{"name": "hcm", "typedConfig": manager}]}],
         }
-        self.control_plane.resources = {CDS: {"app": cluster}, LDS: {"inbound": listener}}
+        clusters = {"app": cluster}
+        if tls:
+            pair, roots = WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS
+            inbound = downstream_socket(DownstreamTls((pair,), roots, "required"))
+            listener["filterChains"][0]["transportSocket"] = self._tls(inbound)
+            for name in ("one", "two"):
+                outbound = self._tls(
+                    upstream_socket(UpstreamTls(sni=name, certificate=pair, roots=roots))
+                )
+                clusters[name] = {"name": name, "connectTimeout": "1s", "transportSocket": outbound}
+        self.control_plane.resources = {CDS: clusters, LDS: {"inbound": listener}}
 
     def get(self, port: int, path: str, method: str = "GET") -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)

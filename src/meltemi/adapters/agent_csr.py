@@ -23,7 +23,7 @@ _NO_KEY = SecretText("")
 class CertificateRequest:
     """Whom to ask, how to verify it, and for what. ``mark`` is a socket mark or 0; times are seconds.
 
-    ``proxy`` (``pod.namespace``) and the roots in ``trusted_file`` tell istiod what this proxy trusts already,
+    ``proxy`` (``pod.namespace``) and ``trusted`` (the roots that Envoy was given, PEM) tell istiod what this proxy trusts already,
     which a rotation of the root waits for.
     """
 
@@ -37,7 +37,7 @@ class CertificateRequest:
     rsa_bits: int = 0
     mark: int = 0
     proxy: str = ""
-    trusted_file: str = ""
+    trusted: str = ""
     deadline_s: float = 10.0
 
 

@@ -99,7 +99,7 @@ def _call(request: CertificateRequest, csr: bytes) -> list[str]:
         )
         message = ca_pb2.IstioCertificateRequest(csr=csr.decode(), validity_duration=request.ttl_s)
         if request.proxy:
-            hints = {"MeshProxy": request.proxy, "MeshTrusts": _trusted(request.trusted_file)}
+            hints = {"MeshProxy": request.proxy, "MeshTrusts": _trusted(request.trusted)}
             message.metadata.update(hints)
         try:
             answer = create(message, timeout=request.deadline_s, metadata=metadata)
@@ -108,11 +108,11 @@ def _call(request: CertificateRequest, csr: bytes) -> list[str]:
     return list(answer.cert_chain)
 
 
-def _trusted(path: str) -> str:
-    """Short names of the roots that Envoy was given: the first 64 bits of each one's SHA-256."""
+def _trusted(pem: str) -> str:
+    """Short names of these roots: the first 64 bits of each one's SHA-256."""
     try:
-        roots = x509.load_pem_x509_certificates(Path(path).read_bytes())
-    except (OSError, ValueError):
+        roots = x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
         return ""
     return ",".join(root.fingerprint(hashes.SHA256()).hex()[:16] for root in roots)
 

@@ -1,30 +1,24 @@
 """Files that the agent gives to Envoy: credentials, SDS documents, the bootstrap.
 
 In: texts. Out: files. Promises that a reader sees either the old or the new content, never a part; that
-private keys and tokens are readable by their owner only; and that a certificate, its key and its roots change
-together (one symlink is swapped by rename).
+private keys and tokens are readable by their owner only; and that a certificate and its key change together (one
+file is replaced by rename).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from meltemi.agent import secrets
 from meltemi.agent.certificates import Validity
-from meltemi.agent.secrets import (
-    CURRENT,
-    DEFAULT_FILE,
-    ROOTCA_FILE,
-    SecretText,
-    render_default,
-    render_rootca,
-)
+from meltemi.agent.secrets import SecretText
 
 _CERTIFICATE_BEGIN = "-----BEGIN CERTIFICATE-----"
 _CERTIFICATE_END = "-----END CERTIFICATE-----"
+_NOTE_FILE = "validity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,78 +74,52 @@ def follow_roots(trusted: str, published: str) -> str:
 
 
 class CredentialStore:
-    """The credentials directory: ``current -> <generation>/{cert.pem,key.pem,root.pem}`` and SDS files."""
+    """The credentials directory: Envoy's SDS documents, and a note on how long the certificate lives."""
 
     def __init__(self, directory: str, output: str = "") -> None:
         """``output``: a further directory that gets plain copies (Istio's OUTPUT_CERTS), or ``""``."""
-        self.directory = Path(directory)
-        self.output = Path(output) if output else None
+        self._default = Path(directory) / secrets.DEFAULT_FILE
+        self._rootca = Path(directory) / secrets.ROOTCA_FILE
+        self._note = Path(directory) / _NOTE_FILE
+        self._output = Path(output) if output else None
 
     def load(self, identity: str) -> Credentials | None:
         """What an earlier run of this container left for the same identity, or None."""
-        current = self.directory / CURRENT
         try:
-            note = json.loads((current / "validity.json").read_text(encoding="utf-8"))
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+            certificate, key = secrets.read_default(self._default.read_text(encoding="utf-8"))
             found = Credentials(
-                certificate=(current / "cert.pem").read_text(encoding="utf-8"),
-                key=SecretText((current / "key.pem").read_text(encoding="utf-8")),
-                roots=(current / "root.pem").read_text(encoding="utf-8"),
+                certificate=certificate,
+                key=key,
+                roots=secrets.read_rootca(self._rootca.read_text(encoding="utf-8")),
                 validity=Validity(float(note["not_before"]), float(note["not_after"])),
                 identity=str(note["identity"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = note["version"] == secrets.version_of(certificate)
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        return found if found.identity == identity else None
+        return found if whole and found.identity == identity else None
 
     def store(self, credentials: Credentials) -> None:
-        """Write a new generation, make it the current one, and remove all others.
+        """Replace what is there. Roots first: a certificate is shown only by who trusts its issuer.
 
         :raises OSError: when the directory cannot be written (disk full, read-only).
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        name = self._next_generation()
-        generation = self.directory / name
-        shutil.rmtree(generation, ignore_errors=True)
-        generation.mkdir(mode=0o700)
-        write_atomically(generation / "cert.pem", credentials.certificate)
-        write_atomically(generation / "key.pem", credentials.key)
-        write_atomically(generation / "root.pem", credentials.roots)
-        note = {
-            "not_before": credentials.validity.not_before,
-            "not_after": credentials.validity.not_after,
-            "identity": credentials.identity,
-        }
-        write_atomically(generation / "validity.json", json.dumps(note))
-        link = self.directory / f".{CURRENT}.new"
-        link.unlink(missing_ok=True)
-        link.symlink_to(name)
-        link.replace(self.directory / CURRENT)
-        self._write_documents()
-        for old in self._generations():
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
-        if self.output:
-            self._copy_out(credentials)
-
-    def _write_documents(self) -> None:
-        documents = {
-            DEFAULT_FILE: render_default(str(self.directory)),
-            ROOTCA_FILE: render_rootca(str(self.directory)),
-        }
-        for file, text in documents.items():
-            path = self.directory / file
+        default = secrets.render_default(credentials.certificate, credentials.key)
+        for path, text in (
+            (self._rootca, secrets.render_rootca(credentials.roots)),
+            (self._default, default),
+        ):
             if read_text(path) != text:
                 write_atomically(path, text)
-
-    def _generations(self) -> list[Path]:
-        return [p for p in self.directory.glob("generation-*") if p.is_dir()]
-
-    def _next_generation(self) -> str:
-        numbers = [int(p.name.rpartition("-")[2]) for p in self._generations()]
-        return f"generation-{max(numbers, default=0) + 1}"
-
-    def _copy_out(self, credentials: Credentials) -> None:
-        assert self.output is not None
-        write_atomically(self.output / "cert-chain.pem", credentials.certificate)
-        write_atomically(self.output / "key.pem", credentials.key)
-        write_atomically(self.output / "root-cert.pem", credentials.roots)
+        note = {
+            "identity": credentials.identity,
+            "not_before": credentials.validity.not_before,
+            "not_after": credentials.validity.not_after,
+            "version": secrets.version_of(credentials.certificate),
+        }
+        write_atomically(self._note, json.dumps(note))
+        if self._output:
+            write_atomically(self._output / "cert-chain.pem", credentials.certificate)
+            write_atomically(self._output / "key.pem", credentials.key)
+            write_atomically(self._output / "root-cert.pem", credentials.roots)

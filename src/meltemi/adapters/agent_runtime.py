@@ -191,7 +191,7 @@ class AgentRuntime:
                 rsa_bits=settings.rsa_key_bits,
                 mark=settings.mark,
                 proxy=f"{settings.pod_name}.{settings.namespace}",
-                trusted_file=str(self._store.directory / secrets.CURRENT / "root.pem"),
+                trusted=self._credentials.roots if self._credentials else "",
             )
         )
         error = answer.error
@@ -307,9 +307,6 @@ class AgentRuntime:
         settings = self._settings
         if settings.config.custom_config_file:
             return settings.config.custom_config_file
-        name = server_name(settings, settings.config.discovery_address)
-        text = secrets.render_xds_root(settings.root_file, name)
-        write_atomically(self._config_dir / secrets.XDS_ROOT_FILE, text, 0o644)
         bootstrap, problems = build_bootstrap(settings, with_token=bool(self._token))
         for problem in problems:
             self._log("warning", problem)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_INOTIFY_INSTANCES = 7
+_INOTIFY_INSTANCES = 3
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before the fork, which must not allocate much
 
 
@@ -82,8 +82,8 @@ def signal_envoy(process: asyncio.subprocess.Process, kill: bool) -> None:
 def missing_resource() -> str:
     """What this machine has too little of for an Envoy to start, and how to get more; empty when there is enough.
 
-    Envoy aborts when it gets no inotify instance: one per thread with an event loop, seven with two workers. The
-    kernel counts them per user over all containers, 128 by default.
+    Envoy aborts when it gets no inotify instance: one for each SDS file (certificate, roots, token). The kernel
+    counts them per user over all containers, 128 by default.
     """
     opened: list[int] = []
     try:
@@ -91,7 +91,7 @@ def missing_resource() -> str:
             descriptor = _LIBC.inotify_init1(os.O_CLOEXEC)
             if descriptor < 0:
                 return (
-                    "this user's inotify instances are used up, and Envoy needs seven: "
+                    "this user's inotify instances are used up, and Envoy needs three: "
                     "sudo sysctl -w fs.inotify.max_user_instances=8192"
                 )
             opened.append(descriptor)

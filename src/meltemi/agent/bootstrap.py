@@ -16,6 +16,7 @@ from meltemi.agent import secrets
 from meltemi.agent.probes import HTTP_OPTIONS, TYPE, AppProbes, build_app_probes, mark_option
 from meltemi.agent.settings import VERSION, ProxySettings
 from meltemi.agent.stats_config import build_stats_config
+from meltemi.model.names import SDS_ROOTCA
 
 XDS_CLUSTER = "xds-grpc"
 # Envoy's own limit is 30 s between tries. A proxy that waits that long after istiod is back routes by endpoints
@@ -243,13 +244,9 @@ def _overload(settings: ProxySettings) -> dict[str, Any]:
 
 
 def _path_source(directory: str, file: str) -> dict[str, Any]:
-    return {
-        "path_config_source": {
-            "path": os.path.join(directory, file),  # noqa: PTH118 -- text for Envoy, not a file here
-            "watched_directory": {"path": directory},
-        },
-        "resource_api_version": "V3",
-    }
+    # Nothing but the path: Envoy shares one watch among equal sources, and ``envoy.tls`` names the roots so too.
+    path = os.path.join(directory, file)  # noqa: PTH118 -- text for Envoy, not a file here
+    return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
 
 
 def _xds_cluster(settings: ProxySettings, with_token: bool) -> dict[str, Any]:
@@ -350,20 +347,27 @@ def _token_filter(settings: ProxySettings) -> dict[str, Any]:
 
 
 def _xds_tls(settings: ProxySettings) -> dict[str, Any]:
+    """Verify istiod by the roots that peers are verified by, which hold the mesh's, and by its name."""
+    name = server_name(settings, settings.config.discovery_address)
     common = {
         "alpn_protocols": ["h2"],
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_2",
             "tls_maximum_protocol_version": "TLSv1_3",
         },
-        "validation_context_sds_secret_config": {
-            "name": "xds-root",
-            "sds_config": _path_source(settings.config_dir, secrets.XDS_ROOT_FILE),
+        "combined_validation_context": {
+            "default_validation_context": {
+                "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}]
+            },
+            "validation_context_sds_secret_config": {
+                "name": SDS_ROOTCA,
+                "sds_config": _path_source(settings.credentials_dir, secrets.ROOTCA_FILE),
+            },
         },
     }
     context = {
         "@type": TYPE + "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        "sni": server_name(settings, settings.config.discovery_address),
+        "sni": name,
         "common_tls_context": common,
     }
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}

@@ -1,20 +1,23 @@
 """The files through which Envoy gets certificates and tokens.
 
-In: paths, PEM texts, a token. Out: the JSON of SDS files. Envoy watches them (``path_config_source``), so
-there is no SDS server; ``adapters.agent_files`` writes them atomically. Nothing here logs what it renders.
+In: PEM texts, a token. Out: the JSON of SDS files, and what is read back from them. Envoy watches them
+(``path_config_source``), so there is no SDS server; ``adapters.agent_files`` replaces them by rename. Everything is
+inline: each watched path costs an inotify instance, of which the kernel gives a user 128 by default, and a key
+beside its certificate cannot be read half renewed. Nothing here logs what it renders.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
+from meltemi.model.names import SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROOTCA, SDS_ROOTCA_FILE
+
 TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-DEFAULT_FILE = "sds-default.json"
-ROOTCA_FILE = "sds-rootca.json"
-XDS_ROOT_FILE = "sds-xds-root.json"
+DEFAULT_FILE = SDS_DEFAULT_FILE.rpartition("/")[2]
+ROOTCA_FILE = SDS_ROOTCA_FILE.rpartition("/")[2]
 XDS_TOKEN_FILE = "sds-xds-token.json"  # noqa: S105 -- a file name
-CURRENT = "current"
 
 
 class SecretText(str):
@@ -32,40 +35,46 @@ def _file(version: str, resource: dict[str, Any]) -> str:
     return json.dumps(body, indent=1) + "\n"
 
 
-def render_default(directory: str) -> str:
-    """SDS secret ``default``: the workload's certificate in ``<directory>/current``."""
+def version_of(pem: str) -> str:
+    """The version of what these certificates are in: a digest, equal after every restart."""
+    return hashlib.sha256(pem.encode()).hexdigest()[:16]
+
+
+def render_default(certificate: str, key: SecretText) -> str:
+    """SDS secret ``default``: the workload's certificate chain (leaf first) and its key, PEM."""
     tls = {
-        "certificate_chain": {"filename": f"{directory}/{CURRENT}/cert.pem"},
-        "private_key": {"filename": f"{directory}/{CURRENT}/key.pem"},
-        "watched_directory": {"path": directory},
+        "certificate_chain": {"inline_string": certificate},
+        "private_key": {"inline_string": str(key)},
     }
-    return _file("1", {"name": "default", "tls_certificate": tls})
+    return _file(version_of(certificate), {"name": SDS_DEFAULT, "tls_certificate": tls})
 
 
-def render_rootca(directory: str) -> str:
-    """SDS secret ``ROOTCA``: the roots that peers are verified against."""
-    context = {
-        "trusted_ca": {"filename": f"{directory}/{CURRENT}/root.pem"},
-        "watched_directory": {"path": directory},
-    }
-    return _file("1", {"name": "ROOTCA", "validation_context": context})
+def read_default(document: str) -> tuple[str, SecretText]:
+    """The chain and the key that ``render_default`` was given.
+
+    :raises ValueError, LookupError, TypeError: when ``document`` is something else.
+    """
+    tls = json.loads(document)["resources"][0]["tls_certificate"]
+    chain, key = (tls[part]["inline_string"] for part in ("certificate_chain", "private_key"))
+    return chain, SecretText(key)
 
 
-def render_xds_root(root_file: str, san: str) -> str:
-    """SDS secret ``xds-root``: how istiod's own certificate is verified (root and DNS name)."""
-    directory = root_file.rpartition("/")[0] or "."
-    context = {
-        "trusted_ca": {"filename": root_file},
-        "watched_directory": {"path": directory},
-        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": san}}],
-    }
-    return _file("1", {"name": "xds-root", "validation_context": context})
+def render_rootca(roots: str) -> str:
+    """SDS secret ``ROOTCA``: the roots that peers and istiod are verified against, PEM."""
+    context = {"trusted_ca": {"inline_string": roots}}
+    return _file(version_of(roots), {"name": SDS_ROOTCA, "validation_context": context})
+
+
+def read_rootca(document: str) -> str:
+    """The roots that ``render_rootca`` was given.
+
+    :raises ValueError, LookupError, TypeError: when ``document`` is something else.
+    """
+    context = json.loads(document)["resources"][0]["validation_context"]
+    return str(context["trusted_ca"]["inline_string"])
 
 
 def render_xds_token(token: SecretText, version: int) -> str:
-    """SDS secret ``xds-token``: the bearer token of Envoy's own stream; ``version`` counts rotations.
-
-    The token is inline: replacing the SDS file is what Envoy notices at once (a file behind it is not).
-    """
+    """SDS secret ``xds-token``: the bearer token of Envoy's own stream; ``version`` counts rotations."""
     secret = {"secret": {"inline_string": str(token)}}
     return _file(str(version), {"name": "xds-token", "generic_secret": secret})

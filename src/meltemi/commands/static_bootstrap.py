@@ -118,10 +118,6 @@ def _move_files(values: Any, folder: str) -> None:
             entry.pop("sdsConfig")  # a gateway's secret: it is in the file
             continue
         files["path"] = files["path"].replace(CERT_DIR, folder)
-        if "watchedDirectory" in files:
-            files["watchedDirectory"]["path"] = files["watchedDirectory"]["path"].replace(
-                CERT_DIR, folder
-            )
 
 
 def _name_secrets(values: Any) -> None:

@@ -13,7 +13,7 @@ from envoy.type.matcher.v3 import string_pb2
 
 from meltemi.envoy.anys import boolean, duration, pack
 from meltemi.ir.tls import DownstreamTls, SanMatch, SecretRef, SecretSource, UpstreamTls
-from meltemi.model.names import CERT_DIR, SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROOTCA_FILE
+from meltemi.model.names import SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROOTCA_FILE
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 SECRET_WAIT_S = 2.0
@@ -35,9 +35,7 @@ def _sds(ref: SecretRef) -> Any:
     else:
         path = SDS_DEFAULT_FILE if ref.name == SDS_DEFAULT else SDS_ROOTCA_FILE
         source = config_source_pb2.ConfigSource(
-            path_config_source=config_source_pb2.PathConfigSource(
-                path=path, watched_directory=base_pb2.WatchedDirectory(path=CERT_DIR)
-            ),
+            path_config_source=config_source_pb2.PathConfigSource(path=path),
             resource_api_version=config_source_pb2.V3,
         )
     return secret_pb2.SdsSecretConfig(name=ref.name, sds_config=source)
