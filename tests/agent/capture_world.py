@@ -86,8 +86,37 @@ def call(address: tuple[str, int], mark: int = 0, source: str = "", uid: int = 0
             return type(error).__name__
 
 
+def serve_datagrams(addresses: list[tuple[str, int]]) -> None:
+    """Answer every datagram with the port that it arrived at."""
+    for address in addresses:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(address)
+
+        def run(sock: socket.socket = sock, port: int = address[1]) -> None:
+            while True:
+                _data, peer = sock.recvfrom(100)
+                sock.sendto(str(port).encode(), peer)
+
+        threading.Thread(target=run, daemon=True).start()
+
+
+def ask(address: tuple[str, int], mark: int = 0, source_port: int = 0) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        if mark:
+            client.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        client.bind(("0.0.0.0", source_port))
+        client.connect(address)
+        try:
+            client.send(b"?")
+            return client.recv(100).decode()
+        except OSError as error:
+            return type(error).__name__
+
+
 def serve_plainly() -> None:
-    serve([(host, port) for host in (NEIGHBOUR, "10.96.0.10") for port in (80, 3306)])
+    serve([(host, port) for host in (NEIGHBOUR, "10.96.0.10") for port in (53, 80, 3306)])
+    serve_datagrams([(host, 53) for host in (NEIGHBOUR, "10.96.0.10")])
 
 
 def neighbour(commands: int, answers: int, start: Callable[[], None]) -> None:
@@ -145,8 +174,9 @@ def main() -> None:
     )
     real_root = os.getuid() == 0
     writer, reader = build_world()
-    ports = [15001, 15006, 15020, 15021, 15090, 9080, 9090]
+    ports = [15001, 15006, 15020, 15021, 15090, 9080, 9090, 15053]
     serve([("0.0.0.0", port) for port in ports])
+    serve_datagrams([("127.0.0.1", 15053)])
 
     def inbound(port: int) -> str:
         writer.write(f"{port}\n")
@@ -167,6 +197,15 @@ def main() -> None:
             "in 9090": inbound(9090),
             "in 15021": inbound(15021),
             "in 15020": inbound(15020),
+            "question to the resolver": ask(("10.96.0.10", 53)),
+            "question to the resolver over TCP": call(("10.96.0.10", 53)),
+            "question to another": ask((NEIGHBOUR, 53)),
+            "proxy's question": ask(("10.96.0.10", 53), mark=1337),
+            "proxy's question over TCP": call(("10.96.0.10", 53), mark=1337),
+            "question from a port": ask(("10.96.0.10", 53), source_port=40053),
+            "proxy's question from the same port": ask(
+                ("10.96.0.10", 53), mark=1337, source_port=40053
+            ),
         }
 
     rules = build_rules(config)

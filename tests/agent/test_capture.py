@@ -35,7 +35,7 @@ def observe(**config: Any) -> dict[str, dict[str, str]]:
 def test_everything_goes_through_the_proxy_but_its_own_traffic() -> None:
     """Both exemptions hold, the application reaches itself, the agent's ports stay open."""
     seen = observe()["captured"]
-    assert seen == {
+    assert {name: port for name, port in seen.items() if "question" not in name} == {
         "app to service": "15001",
         "app to database": "15001",
         "app to neighbour": "15001",
@@ -50,6 +50,35 @@ def test_everything_goes_through_the_proxy_but_its_own_traffic() -> None:
         "in 15020": "15020",
         "in 15021": "15021",
     }
+
+
+def test_questions_to_the_resolvers_go_to_the_agent() -> None:
+    """Over UDP and TCP; not those to other servers, and not the agent's own, whatever port they come from."""
+    seen = observe(dns_servers=["10.96.0.10"])["captured"]
+    assert {name: port for name, port in seen.items() if "question" in name} == {
+        "question to the resolver": "15053",
+        "question to the resolver over TCP": "15053",
+        "question to another": "53",
+        "proxy's question": "53",
+        "proxy's question over TCP": "53",
+        "question from a port": "15053",
+        "proxy's question from the same port": "53",
+    }
+
+
+def test_all_questions_can_be_captured() -> None:
+    """Without known resolvers, whatever goes to port 53."""
+    seen = observe(dns_servers=[])["captured"]
+    assert (seen["question to another"], seen["proxy's question"]) == ("15053", "53")
+
+
+def test_without_dns_capture_questions_are_left_alone() -> None:
+    """DNS over UDP is nobody's business; over TCP it is a connection like others."""
+    seen = observe()["captured"]
+    assert (seen["question to the resolver"], seen["question to the resolver over TCP"]) == (
+        "53",
+        "15001",
+    )
 
 
 def test_includes_and_excludes_narrow_the_capture() -> None:

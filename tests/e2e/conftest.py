@@ -87,7 +87,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     finally:
         if not kept:
             shell("meltemi local down", timeout=90, check=False)
-            shell("meltemi local reset --yes", timeout=60, check=False)
+            shell("meltemi local reset", timeout=60, check=False)
 
 
 def wait_for(

@@ -32,12 +32,14 @@ class AgentEndpoints:
         stop: Callable[[], None],
         drain: Callable[[], None],
         describe: Callable[[], dict[str, Any]],
+        names: Callable[[], dict[str, Any]],
         warn: Callable[[str], None],
     ) -> None:
-        """``stop`` and ``drain`` are called for their paths; ``describe`` gives ``/debug``."""
+        """``stop`` and ``drain`` are called for their paths; ``describe`` gives ``/debug``, ``names`` ``/debug/ndsz``."""
         self._admin_port, self._scrape, self._counters = admin_port, scrape, counters
         self._now, self._stop, self._drain = now, stop, drain
-        self._describe, self._warn = describe, warn
+        self._pages = {"/debug": describe, "/debug/ndsz": names}
+        self._warn = warn
 
     async def handle(self, request: Request) -> Response:
         """The answer to one request."""
@@ -49,15 +51,15 @@ class AgentEndpoints:
                 verdict = await self.check_readiness()
                 return Response(200 if verdict.ready else 503, f"{verdict.reason}\n".encode())
             return Response(200, self._merged(), _PROMETHEUS)
-        if path in ("/quitquitquit", "/drain", "/debug"):
+        if path in ("/quitquitquit", "/drain", *self._pages):
             return self._local(request, path)
         return Response(404, b"no such path; probes of the application are on the health port\n")
 
     def _local(self, request: Request, path: str) -> Response:
         if not request.loopback:
             return Response(403, b"only from inside the pod\n")
-        if path == "/debug":
-            return Response(200, json.dumps(self._describe(), indent=1).encode() + b"\n")
+        if path in self._pages:
+            return Response(200, json.dumps(self._pages[path](), indent=1).encode() + b"\n")
         if request.method != "POST":
             return Response(405, b"use POST\n", headers=(("allow", "POST"),))
         if path == "/drain":

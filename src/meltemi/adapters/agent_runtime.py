@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meltemi.adapters.agent_csr import CertificateRequest, request_certificate
 from meltemi.adapters.agent_endpoints import AgentEndpoints
@@ -32,15 +32,19 @@ from meltemi.adapters.agent_http import HttpServer, fetch
 from meltemi.adapters.envoy_process import missing_resource, signal_envoy, spawn_envoy
 from meltemi.agent import certificates, secrets, supervision
 from meltemi.agent.bootstrap import (
+    XDS_LISTENER,
     build_arguments,
     build_bootstrap,
     build_environment,
     is_plaintext,
     server_name,
 )
-from meltemi.agent.metrics import AgentCounters, find_scrape_target
+from meltemi.agent.metrics import AgentCounters, DnsCounters, find_scrape_target
 from meltemi.agent.readiness import count_connections
 from meltemi.agent.settings import ProxySettings
+
+if TYPE_CHECKING:
+    from meltemi.adapters.agent_pod_dns import PodDns
 
 _TIMER_S_MAX = 600.0  # look at the wall clock again this often: it may jump, and machines may sleep
 _ADMIN_S_MAX = 2.0
@@ -79,14 +83,17 @@ class AgentRuntime:
         self._token = secrets.SecretText("")
         self._token_version = 0
         self._mesh_root = ""
+        self._dns: PodDns | None = None
+        self._resolver_port = 0
 
     # --- the life ---------------------------------------------------------------------------------
 
     async def run(self) -> int:
         """Serve until stopped; the exit code.
 
-        :raises OSError: when the agent's port is taken or its directories cannot be written.
+        :raises OSError: when one of the agent's ports is taken or its directories cannot be written.
         """
+        await self._start_dns()
         server = HttpServer(self._endpoints().handle)
         await server.start(self._settings.config.status_port)
         loop = asyncio.get_running_loop()
@@ -101,12 +108,25 @@ class AgentRuntime:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 self._spawn(self._watch_files())
+                if self._dns is not None:
+                    self._spawn(self._dns.follow(_chance))
                 await self._handle_events()
                 self._cancel_all()
         finally:
             await server.close()
             await self._reap()
+            if self._dns is not None:
+                await self._dns.close()
         return self._exit_code or 0
+
+    async def _start_dns(self) -> None:
+        if not self._settings.dns_capture:
+            return
+        from meltemi.adapters.agent_pod_dns import PodDns
+
+        self._counters.dns = DnsCounters()
+        self._dns = PodDns(self._settings, self._counters.dns, self._log)
+        self._resolver_port = await self._dns.start()
 
     def stop(self) -> None:
         """Drain and end."""
@@ -307,7 +327,9 @@ class AgentRuntime:
         settings = self._settings
         if settings.config.custom_config_file:
             return settings.config.custom_config_file
-        bootstrap, problems = build_bootstrap(settings, with_token=bool(self._token))
+        bootstrap, problems = build_bootstrap(
+            settings, with_token=bool(self._token), resolver_port=self._resolver_port
+        )
         for problem in problems:
             self._log("warning", problem)
         path = self._config_dir / "envoy-rev.json"
@@ -339,7 +361,7 @@ class AgentRuntime:
             _, text = await fetch(settings.config.admin_port, "GET", path, timeout_s=_ADMIN_S_MAX)
         except (OSError, TimeoutError):
             return None
-        own = (f"_{settings.health_port}", f"_{settings.prometheus_port}")
+        own = (f"_{settings.health_port}", f"_{settings.prometheus_port}", XDS_LISTENER)
         return count_connections(text, own)
 
     # --- port 15020 -------------------------------------------------------------------------------
@@ -357,6 +379,7 @@ class AgentRuntime:
             stop=self.stop,
             drain=self.drain,
             describe=self._describe,
+            names=lambda: self._dns.describe() if self._dns is not None else {},
             warn=lambda text: self._log("warning", text),
         )
 

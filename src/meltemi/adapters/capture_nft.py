@@ -37,8 +37,11 @@ from pyroute2.nftables.expressions import genex, verdict
 
 from meltemi.agent.capture import (
     IPPROTO_TCP,
+    IPPROTO_UDP,
     NFPROTO_IPV4,
     NFPROTO_IPV6,
+    PORT_FIELDS,
+    RAW,
     TABLE,
     Match,
     Rule,
@@ -50,8 +53,13 @@ _ANSWER_S_MAX = 10.0
 _NFPROTO_INET = 1
 _NFT_RETURN = -5
 _NF_ACCEPT = 1
-_HOOKS = {"in": 0, "out": 3}  # NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT
-_PRIORITY_DSTNAT = -100
+# Hook (NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT), priority (NF_IP_PRI_NAT_DST, NF_IP_PRI_RAW) and type.
+_CHAINS = {
+    "in": (0, -100, "nat"),
+    "out": (3, -100, "nat"),
+    "raw_in": (0, -300, "filter"),
+    "raw_out": (3, -300, "filter"),
+}
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NETWORK, _TRANSPORT = 1, 2  # payload bases
 _OFFSETS = {"saddr": 12, "daddr": 16, "saddr6": 8, "daddr6": 24}
@@ -75,7 +83,9 @@ def apply_rules(rules: Iterable[Rule]) -> None:
     :raises CaptureError: without permission, or without nf_tables in this kernel.
     """
     messages = [_table(NFT_MSG_NEWTABLE), _table(NFT_MSG_DELTABLE), _table(NFT_MSG_NEWTABLE)]
-    messages += [_chain(name) for name in _HOOKS]
+    rules = tuple(rules)
+    # A chain that no rule needs is left out: not every kernel has what it takes.
+    messages += [_chain(name) for name in _CHAINS if name not in RAW or _uses(rules, name)]
     messages += [_rule(rule) for rule in rules]
     _commit(messages)
 
@@ -155,26 +165,26 @@ def _table(kind: int) -> Any:
     return _message(nft_table_msg(), kind, [["NFTA_TABLE_NAME", TABLE]], flags)
 
 
+def _uses(rules: Iterable[Rule], chain: str) -> bool:
+    return any(rule.chain == chain for rule in rules)
+
+
 def _chain(name: str) -> Any:
-    hook = {
-        "attrs": [
-            ["NFTA_HOOK_HOOKNUM", _HOOKS[name]],
-            ["NFTA_HOOK_PRIORITY", _PRIORITY_DSTNAT],
-        ]
-    }
+    number, priority, kind = _CHAINS[name]
+    hook = {"attrs": [["NFTA_HOOK_HOOKNUM", number], ["NFTA_HOOK_PRIORITY", priority]]}
     attributes = [
         ["NFTA_CHAIN_TABLE", TABLE],
         ["NFTA_CHAIN_NAME", name],
         ["NFTA_CHAIN_HOOK", hook],
         ["NFTA_CHAIN_POLICY", _NF_ACCEPT],
-        ["NFTA_CHAIN_TYPE", "nat"],
+        ["NFTA_CHAIN_TYPE", kind],
     ]
     return _message(nft_chain_msg(), NFT_MSG_NEWCHAIN, attributes, NLM_F_CREATE)
 
 
 def _rule(rule: Rule) -> Any:
     expressions: list[Any] = []
-    if rule.redirect and not any(match.field == "dport" for match in rule.matches):
+    if rule.redirect and not any(match.field in PORT_FIELDS for match in rule.matches):
         expressions += _compare(Match("l4proto", IPPROTO_TCP))
     for match in rule.matches:
         expressions += _compare(match)
@@ -182,6 +192,8 @@ def _rule(rule: Rule) -> Any:
         port = {"attrs": [("NFTA_DATA_VALUE", struct.pack("!H", rule.redirect))]}
         expressions.append(genex("immediate", {"dreg": Regs.NFT_REG_1, "data": port}))
         expressions.append(genex("redir", {"reg_proto_min": Regs.NFT_REG_1}))
+    elif rule.chain in RAW:
+        expressions.append({"attrs": [("NFTA_EXPR_NAME", "notrack")]})
     else:
         expressions += verdict(_NFT_RETURN)
     attributes = [
@@ -199,10 +211,11 @@ def _compare(match: Match) -> list[Any]:
             genex("meta", {"key": key, "dreg": Regs.NFT_REG_1}),
             _cmp(struct.pack(layout, int(match.value)), match.equal),
         ]
-    if match.field == "dport":
+    if match.field in PORT_FIELDS:
+        protocol = IPPROTO_TCP if match.field == "dport" else IPPROTO_UDP
         return [
-            *_compare(Match("l4proto", IPPROTO_TCP)),
-            _payload(_TRANSPORT, 2, 2),
+            *_compare(Match("l4proto", protocol)),
+            _payload(_TRANSPORT, 0 if match.field == "udp_sport" else 2, 2),
             _cmp(struct.pack("!H", int(match.value)), match.equal),
         ]
     network = ipaddress.ip_network(str(match.value), strict=False)

@@ -26,8 +26,17 @@ from meltemi.adapters.pipeline import Pipeline
 from meltemi.discovery.watch import Watch
 from meltemi.inject import InjectionConfig
 from meltemi.model.config import AnyConfig
-from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, node_id
+from meltemi.model.names import (
+    CDS_TYPE,
+    EDS_TYPE,
+    LDS_TYPE,
+    NDS_TYPE,
+    RDS_TYPE,
+    SDS_TYPE,
+    node_id,
+)
 from meltemi.model.resource import Resource
+from meltemi.protos import nds_pb2
 
 Params = Mapping[str, str]
 ADMIN = "type.googleapis.com/envoy.admin.v3."
@@ -37,6 +46,7 @@ _MESSAGES: Mapping[str, Any] = {
     LDS_TYPE: listener_pb2.Listener,
     RDS_TYPE: route_pb2.RouteConfiguration,
     SDS_TYPE: secret_pb2.Secret,
+    NDS_TYPE: nds_pb2.NameTable,
 }
 _SYNC = ((CDS_TYPE, "cluster"), (LDS_TYPE, "listener"), (RDS_TYPE, "route"), (EDS_TYPE, "endpoint"))
 REDACTED = "[redacted]"
@@ -72,6 +82,7 @@ class DebugPages:
             "configz": Page("Configuration objects in use", self._configz),
             "registryz": Page("Services", self._registryz),
             "endpointz": Page("Endpoints by service", self._endpointz),
+            "ndsz": Page("Names that a proxy's DNS answers (?proxyID=)", self._ndsz),
             "endpointShardz": Page("Endpoints by service and source", self._shardz),
             "instancesz": Page("Workloads by address", self._instancesz),
             "config_dump": Page("Envoy's view of a proxy's configuration (?proxyID=)", self._dump),
@@ -111,7 +122,7 @@ class DebugPages:
         return found
 
     def _syncz(self, _: Params) -> Any:
-        return [self._sync(connection) for connection in self._pipeline.connections]
+        return [self._sync(c) for c in self._pipeline.connections if not c.is_agents]
 
     def _sync(self, connection: Connection) -> dict[str, Any]:
         proxy = connection.proxy
@@ -171,6 +182,10 @@ class DebugPages:
             assignments = connection.snapshot.types.get(EDS_TYPE, {})
             found.update({n: _message(EDS_TYPE, r) for n, r in assignments.items()})
         return list(found.values())
+
+    def _ndsz(self, params: Params) -> Any:
+        names = self._connection(params).snapshot.types.get(NDS_TYPE, {})
+        return [_message(NDS_TYPE, resource) for resource in names.values()]
 
     def _sidecarz(self, params: Params) -> Any:
         view = self._pipeline.view_of(self._connection(params))

@@ -41,6 +41,7 @@ from meltemi.model.names import (
     DEBUG_TYPE,
     EDS_TYPE,
     LDS_TYPE,
+    NDS_TYPE,
     RDS_TYPE,
     ROOT_NAMESPACE,
     SDS_TYPE,
@@ -48,7 +49,14 @@ from meltemi.model.names import (
 from meltemi.model.proxy import Proxy
 from meltemi.model.resource import Resource
 
-SHORT = {CDS_TYPE: "cds", EDS_TYPE: "eds", LDS_TYPE: "lds", RDS_TYPE: "rds", SDS_TYPE: "sds"}
+SHORT = {
+    CDS_TYPE: "cds",
+    EDS_TYPE: "eds",
+    LDS_TYPE: "lds",
+    RDS_TYPE: "rds",
+    SDS_TYPE: "sds",
+    NDS_TYPE: "nds",
+}
 WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand streams
 WAKE_PAUSE_S = 0.0001
 INBOX_MAX = 32
@@ -94,6 +102,11 @@ class Connection:
     closing: bool = False
     rejections: dict[str, Rejected] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_agents(self) -> bool:
+        """Whether this is no Envoy's stream but that of the agent beside it, which asks for names alone."""
+        return self.stream.watches.keys() == {NDS_TYPE}
 
     def offer(
         self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float
@@ -155,10 +168,10 @@ class Connections:
             self.empty.set()
 
     def of_proxy(self, proxy_id: str) -> Connection | None:
-        """The stream of ``pod.namespace``, the newest when there are two."""
+        """The stream of ``pod.namespace``'s Envoy, the newest when there are two."""
         found = None
         for connection in self._all.values():
-            if connection.proxy.id == proxy_id:
+            if connection.proxy.id == proxy_id and not connection.is_agents:
                 found = connection
         return found
 

@@ -26,7 +26,7 @@ from meltemi.ir.endpoint import EndpointNeed
 from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import Clock
 from meltemi.model.config import Key
-from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
 from meltemi.model.service import Endpoint
@@ -40,7 +40,7 @@ from meltemi.translate import overlay_for, translate
 log = structlog.get_logger("push")
 T = TypeVar("T")
 WORKLOAD_WAIT_S = 2.0  # how long a sidecar that is ahead of its pod's watch event waits for it
-TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE)
+TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, NDS_TYPE)
 
 
 @dataclass(frozen=True, slots=True)

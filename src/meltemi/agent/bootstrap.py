@@ -19,6 +19,7 @@ from meltemi.agent.stats_config import build_stats_config
 from meltemi.model.names import SDS_ROOTCA
 
 XDS_CLUSTER = "xds-grpc"
+XDS_LISTENER = "agent-xds"
 # Envoy's own limit is 30 s between tries. A proxy that waits that long after istiod is back routes by endpoints
 # that have gone meanwhile; the jittered pauses keep a thousand proxies from coming at once.
 _RECONNECT = {"retry_back_off": {"base_interval": "0.5s", "max_interval": "3s"}}
@@ -46,9 +47,13 @@ def server_name(settings: ProxySettings, address: str) -> str:
 
 
 def build_bootstrap(
-    settings: ProxySettings, *, with_token: bool = True
+    settings: ProxySettings, *, with_token: bool = True, resolver_port: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
-    """The bootstrap; ``with_token`` says that a token file exists to authenticate the stream with."""
+    """The bootstrap.
+
+    ``with_token`` says that a token file exists to authenticate the stream with. ``resolver_port``: Envoy's own DNS
+    questions go to that port of this pod; 0 leaves them to /etc/resolv.conf.
+    """
     probes, problems = build_app_probes(settings.app_probers, settings.instance_ip, settings.mark)
     bootstrap: dict[str, Any] = {
         "node": build_node(settings),
@@ -87,6 +92,10 @@ def build_bootstrap(
             "listeners": [_prometheus_listener(settings), _health_listener(settings, probes)],
         },
     }
+    if settings.dns_capture:
+        bootstrap["static_resources"]["listeners"].append(_xds_listener(settings))
+    if resolver_port:
+        bootstrap["typed_dns_resolver_config"] = _resolver(resolver_port)
     if settings.mark:
         bootstrap["cluster_manager"] = {"upstream_bind_config": _marked_bind(settings.mark)}
     return bootstrap, problems
@@ -412,6 +421,28 @@ def _listener(
         "ignore_global_conn_limit": True,
         "filter_chains": [chain],
     }
+
+
+def _xds_listener(settings: ProxySettings) -> dict[str, Any]:
+    """The agent's own way to istiod: Envoy adds TLS and the token. Only this container sees the socket."""
+    route = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": XDS_CLUSTER, "timeout": "0s", "idle_timeout": "0s"},
+    }
+    listener = _listener(XDS_LISTENER, 0, [route], [])
+    listener["stat_prefix"] = XDS_LISTENER
+    listener["address"] = {"pipe": {"path": settings.xds_socket, "mode": 0o600}}
+    hcm = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    hcm.update(codec_type="HTTP2", stream_idle_timeout="0s")
+    return listener
+
+
+def _resolver(port: int) -> dict[str, Any]:
+    config = {
+        "@type": TYPE + "extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [_socket("127.0.0.1", port)],
+    }
+    return {"name": "envoy.network.dns_resolver.cares", "typed_config": config}
 
 
 def _admin_route(path: str, target: str) -> dict[str, Any]:

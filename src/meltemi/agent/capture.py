@@ -22,6 +22,8 @@ LOCAL_V4, LOCAL_V6 = (
     "::6",
 )  # the address that Envoy binds when it calls its own application
 
+DNS_PORT, DNS_CAPTURE_PORT = 53, 15053
+
 Field = Literal[
     "l4proto",
     "nfproto",
@@ -34,9 +36,13 @@ Field = Literal[
     "saddr6",
     "daddr6",
     "dport",
+    "udp_dport",
+    "udp_sport",
 ]
-Chain = Literal["out", "in"]
-IPPROTO_TCP = 6
+PORT_FIELDS = ("dport", "udp_dport", "udp_sport")  # which also say the protocol
+Chain = Literal["out", "in", "raw_out", "raw_in"]
+RAW = ("raw_out", "raw_in")
+IPPROTO_TCP, IPPROTO_UDP = 6, 17
 NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
 LOOPBACK_INDEX = 1  # the loopback device is the first one of every network namespace
 
@@ -52,7 +58,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """All matches must hold; then the connection goes to ``redirect``, or is left alone when that is 0."""
+    """All matches must hold; then the connection goes to ``redirect``, or is left alone when that is 0.
+
+    In the chains ``RAW`` a rule leaves packets out of connection tracking, and so out of the other chains.
+    """
 
     chain: Chain
     matches: tuple[Match, ...]
@@ -64,6 +73,7 @@ class CaptureConfig:
     """What to capture; the defaults are Istio's. ``("*",)`` means all, ``()`` none.
 
     CIDR lists may hold IPv4 and IPv6; IPv6 is captured only with ``ipv6`` (the pod has such an address).
+    ``dns_servers`` are the resolvers whose questions go to ``dns_port``; None captures no DNS.
     """
 
     outbound_port: int = 15001
@@ -78,11 +88,36 @@ class CaptureConfig:
     include_inbound_ports: tuple[str, ...] = ("*",)
     exclude_inbound_ports: tuple[int, ...] = ()
     ipv6: bool = False
+    dns_servers: tuple[str, ...] | None = None
+    dns_port: int = DNS_CAPTURE_PORT
 
 
 def build_rules(config: CaptureConfig) -> tuple[Rule, ...]:
-    """The rules of both chains, in the order in which the kernel tries them."""
-    return (*_outbound(config), *_inbound(config))
+    """The rules of all chains, in the order in which the kernel tries them."""
+    return (*_dns(config), *_outbound(config), *_inbound(config))
+
+
+def _dns(config: CaptureConfig) -> list[Rule]:
+    """Questions to the pod's resolvers go to the agent; the agent's own questions, and Envoy's, do not.
+
+    The agent's datagrams and their answers stay out of connection tracking: one from a port that an application
+    has used before would meet that conversation's entry, and come back to the agent. (Applications never hear
+    from a resolver directly.)
+    """
+    if config.dns_servers is None:
+        return []
+    rules: list[Rule] = []
+    ports = (Match("udp_dport", DNS_PORT), Match("dport", DNS_PORT))
+    servers = _family(config.dns_servers, config.ipv6)
+    for address in servers or [""]:
+        server = (_address("daddr", address),) if address else ()
+        source = (_address("saddr", address),) if address else ()
+        rules.extend(Rule("raw_out", (exempt, *server, ports[0])) for exempt in _own(config))
+        rules.append(Rule("raw_in", (*source, Match("udp_sport", DNS_PORT))))
+        for port in ports:
+            rules.extend(Rule("out", (exempt, *server, port)) for exempt in _own(config))
+            rules.append(Rule("out", (*server, port), config.dns_port))
+    return rules
 
 
 def _outbound(config: CaptureConfig) -> list[Rule]:
@@ -143,8 +178,14 @@ def _inbound(config: CaptureConfig) -> list[Rule]:
 
 
 def _to(cidr: str) -> Match:
+    return _address("daddr", cidr)
+
+
+def _address(side: Literal["saddr", "daddr"], cidr: str) -> Match:
     network = ipaddress.ip_network(cidr, strict=False)
-    return Match("daddr" if network.version == 4 else "daddr6", str(network))
+    if network.version == 4:
+        return Match(side, str(network))
+    return Match("saddr6" if side == "saddr" else "daddr6", str(network))
 
 
 def _family(cidrs: Iterable[str], ipv6: bool) -> list[str]:
@@ -189,6 +230,8 @@ _NFT_NAMES: dict[str, str] = {
     "saddr6": "ip6 saddr",
     "daddr6": "ip6 daddr",
     "dport": "tcp dport",
+    "udp_dport": "udp dport",
+    "udp_sport": "udp sport",
 }
 
 
@@ -205,20 +248,29 @@ def _render_match(match: Match) -> str:
 
 def render_nft(rules: Iterable[Rule]) -> str:
     """The rules in nft's language, for people and for ``--dry-run``."""
-    chains = {"out": "hook output priority -100", "in": "hook prerouting priority -100"}
+    chains = {
+        "raw_out": "filter hook output priority -300",
+        "raw_in": "filter hook prerouting priority -300",
+        "out": "nat hook output priority -100",
+        "in": "nat hook prerouting priority -100",
+    }
     lines = [f"table inet {TABLE} {{"]
     rules = tuple(rules)
     for chain, hook in chains.items():
+        if chain in RAW and not any(rule.chain == chain for rule in rules):
+            continue
         lines.append(f"  chain {chain} {{")
-        lines.append(f"    type nat {hook}; policy accept;")
+        lines.append(f"    type {hook}; policy accept;")
         for rule in rules:
             if rule.chain != chain:
                 continue
             parts = [_render_match(match) for match in rule.matches]
             if rule.redirect:
-                if not any(m.field == "dport" for m in rule.matches):
+                if not any(m.field in PORT_FIELDS for m in rule.matches):
                     parts.append("meta l4proto tcp")
                 parts.append(f"redirect to :{rule.redirect}")
+            elif chain in RAW:
+                parts.append("notrack")
             else:
                 parts.append("return")
             lines.append("    " + " ".join(parts))

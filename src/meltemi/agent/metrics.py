@@ -74,6 +74,46 @@ def find_scrape_target(
     return ScrapeTarget(int(text), path if path.startswith("/") else "/" + path), ""
 
 
+# Upper bounds of the histogram of resolvers' times, in seconds (Prometheus' defaults).
+_DNS_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(slots=True)
+class DnsCounters:
+    """What the DNS of a pod with capture has done."""
+
+    requests: int = 0
+    upstream_requests: int = 0
+    upstream_failures: int = 0
+    upstream_sum_s: float = 0.0
+    upstream_buckets: list[int] = field(default_factory=lambda: [0] * len(_DNS_BOUNDS_S))
+    upstream_count: int = 0
+
+    def observe(self, seconds: float) -> None:
+        """Note how long the resolvers took for one question."""
+        self.upstream_count += 1
+        self.upstream_sum_s += seconds
+        for index, bound in enumerate(_DNS_BOUNDS_S):
+            self.upstream_buckets[index] += seconds <= bound
+
+    def lines(self) -> Iterator[str]:
+        """Prometheus text."""
+        for name, value in (
+            ("requests", self.requests),
+            ("upstream_requests", self.upstream_requests),
+            ("upstream_failures", self.upstream_failures),
+        ):
+            yield f"# TYPE istio_agent_dns_{name}_total counter"
+            yield f"istio_agent_dns_{name}_total {value}"
+        name = "istio_agent_dns_upstream_request_duration_seconds"
+        yield f"# TYPE {name} histogram"
+        for bound, count in zip(_DNS_BOUNDS_S, self.upstream_buckets, strict=True):
+            yield f'{name}_bucket{{le="{bound:g}"}} {count}'
+        yield f'{name}_bucket{{le="+Inf"}} {self.upstream_count}'
+        yield f"{name}_sum {self.upstream_sum_s:.6f}"
+        yield f"{name}_count {self.upstream_count}"
+
+
 @dataclass(slots=True)
 class AgentCounters:
     """The agent's own metrics; names are Istio's, with the prefix ``istio_agent_``."""
@@ -86,6 +126,7 @@ class AgentCounters:
     cert_failures_in_row: int = 0
     envoy_restarts: int = 0
     cert_not_after: float = 0.0
+    dns: DnsCounters | None = None  # with DNS capture
 
     def count_scrape_failure(self, kind: str) -> None:
         """Note a scrape of ``kind`` (envoy, application) that failed."""
@@ -114,3 +155,5 @@ class AgentCounters:
         if self.cert_not_after:
             yield "# TYPE istio_agent_cert_expiry_seconds gauge"
             yield f'istio_agent_cert_expiry_seconds{{resource_name="default"}} {self.cert_not_after - now:.0f}'
+        if self.dns is not None:
+            yield from self.dns.lines()

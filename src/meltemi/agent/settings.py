@@ -93,6 +93,8 @@ class ProxySettings:
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stats_flush_s: float = 5.0
     output_certs: str = ""
+    dns_address: str = "127.0.0.1:15053"
+    dns_parallel: bool = False
     # Kubelets rotate a token at 80 % of its hours; a quarter of a minute is soon enough.
     file_watch_s: float = 15.0
 
@@ -117,6 +119,17 @@ class ProxySettings:
         """The socket mark of Envoy's upstream connections: where capture cannot know Envoy by its user."""
         captured = self.node_type == "sidecar" and self.config.interception_mode != "NONE"
         return 1337 if captured and self.uid != 1337 else 0
+
+    @property
+    def dns_capture(self) -> bool:
+        """Whether the agent answers the pod's DNS questions."""
+        wanted = str(self.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1")
+        return wanted and self.node_type == "sidecar"
+
+    @property
+    def xds_socket(self) -> str:
+        """The Unix socket on which Envoy passes the agent's own calls on to istiod (Istio's path)."""
+        return f"{self.config_dir}/XDS"
 
     @property
     def concurrency(self) -> int:
@@ -318,6 +331,10 @@ def parse_settings(
             "sidecar.istio.io/statsFlushInterval", default.stats_flush_s
         ),
         output_certs=read.text("OUTPUT_CERTS"),
+        dns_address=read.text("DNS_PROXY_ADDR", default.dns_address).replace(
+            "localhost:", "127.0.0.1:"
+        ),
+        dns_parallel=read.boolean("DNS_FORWARD_PARALLEL"),
         file_watch_s=max(0.05, read.seconds("MESH_FILE_WATCH_INTERVAL", default.file_watch_s)),
     )
     return settings, problems

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from meltemi.envoy.clusters import build_cluster
 from meltemi.envoy.listeners import build_listener
+from meltemi.envoy.name_table import name_table_resource
 from meltemi.envoy.patching import patch_clusters, patch_listeners, patch_routes, patched_kinds
 from meltemi.envoy.routes import build_route_config, route_config_bytes
 from meltemi.envoy.secrets import build_secret
@@ -19,7 +20,7 @@ from meltemi.ir.listener import Listener
 from meltemi.ir.proxy import ProxyIR
 from meltemi.ir.route import RouteConfig
 from meltemi.ir.secret import Secret
-from meltemi.model.names import CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.names import CDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
 from meltemi.model.resource import Resource, resource_of
 
 
@@ -46,7 +47,7 @@ def _secret(secret: Secret) -> Resource:
 
 
 def encode(ir: ProxyIR) -> Mapping[str, tuple[Resource, ...]]:
-    """Resources by type URL: clusters, listeners, routes and secrets. Endpoints have ``encode_endpoints``."""
+    """Resources by type URL: clusters, listeners, routes, secrets and names. Endpoints have ``encode_endpoints``."""
     kinds = patched_kinds(ir.patches)
     if "cluster" in kinds:
         clusters = patch_clusters([build_cluster(c) for c in ir.clusters], ir)
@@ -65,4 +66,5 @@ def encode(ir: ProxyIR) -> Mapping[str, tuple[Resource, ...]]:
         LDS_TYPE: listeners,
         RDS_TYPE: routes,
         SDS_TYPE: tuple(_secret(secret) for secret in ir.secrets),
+        NDS_TYPE: (name_table_resource(ir.names),) if ir.names is not None else (),
     }

@@ -53,6 +53,9 @@ def build_init_container(pod: PodSettings, config: InjectionConfig) -> dict[str,
         arguments += ["-q", pod.include_outbound_ports]
     if pod.exclude_outbound_ports:
         arguments += ["-o", pod.exclude_outbound_ports]
+    metadata = pod.proxy_config.get("proxyMetadata") or {}
+    if str(metadata.get("ISTIO_META_DNS_CAPTURE", "")).lower() in ("true", "1"):
+        arguments.append("--redirect-dns")
     return {
         "name": INIT_CONTAINER,
         "image": pod.image,

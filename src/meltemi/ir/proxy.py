@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from meltemi.ir.cluster import Cluster
 from meltemi.ir.endpoint import EndpointNeed
 from meltemi.ir.listener import Listener
+from meltemi.ir.name_table import NameTable
 from meltemi.ir.patch import Patch
 from meltemi.ir.route import RouteConfig
 from meltemi.ir.secret import Secret
@@ -27,6 +28,7 @@ class ProxyIR:
     endpoint_needs: tuple[EndpointNeed, ...] = ()
     patches: tuple[Patch, ...] = ()
     gateway: bool = False
+    names: NameTable | None = None  # where DNS capture is on
     findings: tuple[Finding, ...] = field(default=(), compare=False)
 
     def needs(self) -> dict[str, EndpointNeed]:

@@ -204,7 +204,8 @@ def _add_capture(parser: argparse.ArgumentParser, clean: bool) -> None:
     add("-q", "--istio-outbound-ports", default="")
     add("-n", "--dry-run", action="store_true", help="print the rules and change nothing")
     add("--cleanup-only", action="store_true")
-    add("--redirect-dns", action="store_true", help=argparse.SUPPRESS)
+    add("--redirect-dns", action="store_true", help="capture the questions to the pod's resolvers")
+    add("--capture-all-dns", action="store_true", help="capture all that goes to port 53")
     for name in (
         "-k",
         "-c",
@@ -267,17 +268,13 @@ def _capture_config(options: argparse.Namespace) -> tuple[CaptureConfig, list[st
     mode = options.istio_inbound_interception_mode
     if mode != "REDIRECT":
         problems.append(f"-m: interception mode {mode} is not available; write REDIRECT")
-    if options.redirect_dns:
-        sys.stderr.write("--redirect-dns: DNS capture is not available; DNS goes its usual way\n")
-    numbers = {
-        "exclude_inbound_ports": ports("-d", options.istio_local_exclude_ports),
-        "exclude_outbound_ports": ports("-o", options.istio_local_outbound_ports_exclude),
-        "include_outbound_ports": ports("-q", options.istio_outbound_ports),
-    }
-    ids = {
-        "proxy_uids": ports("-u", options.proxy_uid),
-        "proxy_gids": ports("-g", options.proxy_gid),
-    }
+    dns_servers: tuple[str, ...] | None = None
+    if options.redirect_dns or options.capture_all_dns:
+        dns_servers = () if options.capture_all_dns else _resolvers()
+
+    def numbers(flag: str, text: str) -> tuple[int, ...]:
+        return tuple(map(int, ports(flag, text)))
+
     config = CaptureConfig(
         outbound_port=options.envoy_port,
         inbound_port=options.inbound_capture_port,
@@ -285,9 +282,22 @@ def _capture_config(options: argparse.Namespace) -> tuple[CaptureConfig, list[st
         exclude_cidrs=cidrs("-x", options.istio_service_exclude_cidr),
         include_inbound_ports=ports("-b", options.istio_inbound_ports, wildcard=True),
         ipv6=_has_ipv6(),
-        **{name: tuple(map(int, values)) for name, values in {**numbers, **ids}.items()},
+        dns_servers=dns_servers,
+        exclude_inbound_ports=numbers("-d", options.istio_local_exclude_ports),
+        exclude_outbound_ports=numbers("-o", options.istio_local_outbound_ports_exclude),
+        include_outbound_ports=numbers("-q", options.istio_outbound_ports),
+        proxy_uids=numbers("-u", options.proxy_uid),
+        proxy_gids=numbers("-g", options.proxy_gid),
     )
     return config, problems
+
+
+def _resolvers() -> tuple[str, ...]:
+    """Addresses of the pod's resolvers."""
+    from meltemi.adapters.agent_files import read_text
+    from meltemi.agent.resolv_conf import parse_resolv_conf
+
+    return parse_resolv_conf(read_text(Path("/etc/resolv.conf")))[0]
 
 
 def _has_ipv6() -> bool:

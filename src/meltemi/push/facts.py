@@ -1,7 +1,7 @@
 """The little about endpoints that clusters and listeners depend on.
 
 Endpoints bypass the push context, with three exceptions, gathered here per service: the identities that clients
-must accept, the inline endpoints of DNS services, and the addresses of headless services. ``discovery`` compares
+must accept, the inline endpoints of DNS services, and the addresses and host names of headless services' pods. ``discovery`` compares
 facts before and after an endpoint change: equal facts mean that only EDS is affected.
 """
 
@@ -17,12 +17,14 @@ from meltemi.model.service import Endpoint, Health, Resolution, Service
 class EndpointFacts:
     """``identities`` are SPIFFE ids, sorted. ``inline`` and ``addresses`` are empty unless the service needs them.
 
+    ``hostnames`` are (host name, address) of a headless service's pods that have names of their own.
     ``any_plain`` is True when some endpoint has no sidecar.
     """
 
     identities: tuple[str, ...] = ()
     inline: tuple[Endpoint, ...] = ()
     addresses: tuple[str, ...] = ()
+    hostnames: tuple[tuple[str, str], ...] = ()
     any_plain: bool = False
 
 
@@ -36,13 +38,17 @@ def derive_facts(service: Service, endpoints: Iterable[Endpoint]) -> EndpointFac
     identities = sorted({e.service_account for e in known if e.service_account})
     inline: tuple[Endpoint, ...] = ()
     addresses: tuple[str, ...] = ()
+    hostnames: tuple[tuple[str, str], ...] = ()
     if service.resolution in _INLINE:
         inline = known
     if service.headless and not service.mesh_external:
-        addresses = tuple(sorted({e.address for e in known if e.health is Health.HEALTHY}))
+        ready = [e for e in known if e.health is Health.HEALTHY]
+        addresses = tuple(sorted({e.address for e in ready}))
+        hostnames = tuple(sorted({(e.hostname, e.address) for e in ready if e.hostname}))
     return EndpointFacts(
         identities=tuple(identities),
         inline=inline,
         addresses=addresses,
+        hostnames=hostnames,
         any_plain=any(e.tls_mode != "istio" for e in known),
     )

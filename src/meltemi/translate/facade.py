@@ -14,6 +14,7 @@ from meltemi.translate.envoy_filters import patches_for
 from meltemi.translate.gateway_secrets import gateway_secrets
 from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
+from meltemi.translate.name_table import name_table
 from meltemi.translate.outbound import outbound_listeners
 from meltemi.translate.request_authentication import key_clusters
 from meltemi.translate.scope import build_scope
@@ -50,6 +51,7 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         endpoint_needs=tuple(needs),
         patches=patches_for(build),
         gateway=proxy_class.is_gateway,
+        names=name_table(build),
         findings=tuple(build.findings),
     )
     context.memo[memo] = made
