@@ -117,7 +117,7 @@ def fetch(
 
 
 class Backend:
-    """An HTTP application that answers with what it received. ``respond`` may change the answer."""
+    """An HTTP application that answers with what it received. ``respond`` may change the status, and add ``headers``."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class Backend:
         address: str = "127.0.0.1",
         port: int = 0,
         respond: Callable[[http.server.BaseHTTPRequestHandler], int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.seen: list[dict[str, Any]] = []
@@ -156,6 +157,8 @@ class Backend:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(payload)))
+                for field_name, text in (headers or {}).items():
+                    self.send_header(field_name, text)
                 self.end_headers()
                 self.wfile.write(payload)
 

@@ -16,11 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from envoy_rig import Backend, Envoy, TcpBackend, fetch, wait_for
+from meltemi.ir.authorization import Rbac
+from meltemi.ir.listener import HttpManager
 from mesh_world import World, build_world, pod, service
 from pki import Authority, make_authority, write_identity
 
 DOMAIN = "cluster.local"
-_LOG = "%REQ(X-CASE)%|%RESPONSE_CODE%|%RESPONSE_CODE_DETAILS%|{}\\n"
+_CHOSEN = "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%"
+_HINT = "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"
+_LOG = f"%REQ(X-CASE)%|%RESPONSE_CODE%|%RESPONSE_CODE_DETAILS%|{_CHOSEN}|{_HINT}|{{}}\\n"
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,16 @@ PLAIN = Caller("")
 
 @dataclass
 class Verdict:
-    """What came back. ``rule`` is Envoy's reason."""
+    """What came back. ``rule`` is Envoy's reason, ``line`` the line of YAML of the rule that decided, if one did,
+    ``audited`` whether an AUDIT rule took it.
+    """
 
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     rule: str = ""
+    line: str = ""
+    audited: bool = False
 
     @property
     def seen(self) -> dict[str, str]:
@@ -145,6 +153,7 @@ class Guard:
         headers: Mapping[str, str] | tuple[tuple[str, str], ...] = (),
         token: str = "",
         port: int = 0,
+        body: bytes = b"",
         why: bool = False,
     ) -> Verdict:
         """One HTTP request. ``why`` waits for the access log."""
@@ -160,20 +169,35 @@ class Guard:
                 connection.putheader("Authorization", f"Bearer {token}")
             for name, text in headers.items() if isinstance(headers, Mapping) else headers:
                 connection.putheader(name, text)
-            connection.endheaders()
+            if body:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body or None)
             answer = connection.getresponse()
             fields = {name.lower(): text for name, text in answer.getheaders()}
             verdict = Verdict(answer.status, answer.read(), fields)
         finally:
             connection.close()
         if why:
-            verdict.rule = wait_for(f"case {case} in the access log", lambda: self._reason(case))
+            parts = wait_for(f"case {case} in the access log", lambda: self._logged(case))
+            verdict.rule, verdict.line = parts[2], self._line(parts[3])
+            verdict.audited = parts[4] == "true"
         return verdict
 
-    def _reason(self, case: str) -> str:
+    def _logged(self, case: str) -> list[str]:
         for line in self.log.read_text().splitlines():
             if line.startswith(f"{case}|"):
-                return line.split("|")[2]
+                return line.split("|")
+        return []
+
+    def _line(self, name: str) -> str:
+        """Where the policy of this name in Envoy was written."""
+        for listener in self.world.ir("server").listeners:
+            for manager in (f for chain in listener.chains for f in chain.filters):
+                for entry in manager.filters if isinstance(manager, HttpManager) else ():
+                    if isinstance(entry, Rbac) and entry.rules is not None:
+                        for rule in entry.rules.policies:
+                            if rule.name == name:
+                                return str(rule.origins[0])
         return ""
 
     def ask(

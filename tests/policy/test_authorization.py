@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ def rule(index: int = 0, name: str = "p", namespace: str = "default") -> str:
     return f"ns[{namespace}]-policy[{name}]-rule[{index}]"
 
 
-def check(guard: Guard, caller: Caller, wanted: str, **request: Any) -> None:
-    """``wanted``: '' is allowed, otherwise the rule that refuses."""
+def check(guard: Guard, caller: Caller, wanted: str, line: str = "", **request: Any) -> None:
+    """``wanted``: '' is allowed, otherwise the rule that refuses. ``line``: what the YAML that decided is called."""
     verdict = guard.send(caller, why=True, **request)
     seen = "" if verdict.status == 200 else verdict.rule
     expected = f"rbac_access_denied_matched_policy[{wanted}]" if wanted else ""
     assert seen == expected, (caller, request, verdict)
+    assert bool(verdict.line) if wanted not in ("", NONE) else not line or verdict.line, verdict
+    assert line in verdict.line, verdict
 
 
 def authn(issuer: Issuer = ISSUER, more: str = "") -> str:
@@ -54,6 +57,25 @@ SOURCES: dict[str, tuple[list[Case], list[Case]]] = {
     "serviceAccounts: [local]": ([(Caller("default/local"), {})], [(Caller("x/local"), {})]),
     "notServiceAccounts: [bank/bob]": ([(ALICE, {})], [(BOB, {})]),
     "trustDomains: [cluster.local]": ([(ALICE, {})], [(PLAIN, {})]),
+    "trustDomains: ['cluster.*']": ([(ALICE, {})], [(PLAIN, {})]),
+    "notTrustDomains: [cluster.local]": ([(PLAIN, {})], [(ALICE, {}), (BOB, {})]),
+    "notTrustDomains: [elsewhere]": ([(PLAIN, {}), (ALICE, {})], []),
+    "remoteIpBlocks: [10.9.0.0/16]": (
+        [(ALICE, {"headers": {"X-Forwarded-For": "10.9.1.2"}})],
+        [
+            (ALICE, {}),
+            (ALICE, {"headers": {"X-Forwarded-For": "10.8.1.2"}}),
+            # The last one counts: a caller can write what comes before.
+            (ALICE, {"headers": {"X-Forwarded-For": "10.9.1.2, 10.8.1.2"}}),
+        ],
+    ),
+    "notRemoteIpBlocks: [10.9.0.0/16, 'fd00::/8']": (
+        [(ALICE, {})],
+        [
+            (ALICE, {"headers": {"X-Forwarded-For": "10.9.1.2"}}),
+            (ALICE, {"headers": {"X-Forwarded-For": "fd00::1"}}),
+        ],
+    ),
     "ipBlocks: [127.0.7.0/24]": (
         [(Caller("shop/alice", "127.0.7.9"), {})],
         [(ALICE, {}), (ALICE, {"headers": {"X-Forwarded-For": "127.0.7.9"}})],
@@ -125,6 +147,18 @@ CONDITIONS: dict[str, tuple[list[Case], list[Case]]] = {
         ],
     ),
     "{key: source.ip, values: [127.0.7.9]}": ([(Caller("a/b", "127.0.7.9"), {})], [(ALICE, {})]),
+    "{key: source.ip, notValues: [127.0.7.0/24]}": (
+        [(ALICE, {})],
+        [(Caller("a/b", "127.0.7.9"), {})],
+    ),
+    "{key: remote.ip, values: [10.9.0.0/16]}": (
+        [(ALICE, {"headers": {"X-Forwarded-For": "10.9.1.2"}})],
+        [(ALICE, {})],
+    ),
+    "{key: 'request.headers[x-role]', values: ['*']}": (
+        [(ALICE, {"headers": {"x-role": "any"}})],
+        [(ALICE, {})],
+    ),
     "{key: source.namespace, values: [shop]}": ([(ALICE, {})], [(BOB, {})]),
     "{key: source.principal, notValues: ['*/sa/bob']}": ([(ALICE, {})], [(BOB, {})]),
     "{key: source.serviceAccount, values: [shop/alice]}": ([(ALICE, {})], [(BOB, {})]),
@@ -163,6 +197,38 @@ CONDITIONS: dict[str, tuple[list[Case], list[Case]]] = {
 }
 
 
+# What an earlier filter left; here one that an EnvoyFilter adds.
+METADATA: dict[str, tuple[list[Case], list[Case]]] = {
+    "{key: 'experimental.envoy.filters.http.note[colour]', values: [red, 'bl*']}": (
+        [(ALICE, {"headers": {"x-colour": "red"}}), (ALICE, {"headers": {"x-colour": "blue"}})],
+        [(ALICE, {}), (ALICE, {"headers": {"x-colour": "green"}})],
+    ),
+    "{key: 'experimental.envoy.filters.http.note[colour]', notValues: [red]}": (
+        [(ALICE, {}), (ALICE, {"headers": {"x-colour": "green"}})],
+        [(ALICE, {"headers": {"x-colour": "red"}})],
+    ),
+}
+NOTE = """
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: note}
+spec:
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match: {context: SIDECAR_INBOUND}
+    patch:
+      operation: INSERT_FIRST
+      value:
+        name: note
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+          request_rules:
+          - header: x-colour
+            on_header_present: {metadata_namespace: envoy.filters.http.note, key: colour, type: STRING}
+"""
+
+
 def _document(part: str, field: str) -> str:
     if part == "when":
         return f"{{rules: [{{when: [{field}]}}]}}"
@@ -171,13 +237,18 @@ def _document(part: str, field: str) -> str:
 
 
 TABLE = [
-    *(("from", field, *cases) for field, cases in SOURCES.items()),
-    *(("to", field, *cases) for field, cases in OPERATIONS.items()),
-    *(("when", field, *cases) for field, cases in CONDITIONS.items()),
+    pytest.param(part, field, *cases, id=f"{part}: {field}")
+    for part, table in (
+        ("from", SOURCES),
+        ("to", OPERATIONS),
+        ("when", {**CONDITIONS, **METADATA}),
+    )
+    for field, cases in table.items()
 ]
 
 
 @pytest.mark.covers(
+    "AuthorizationPolicy.action",
     "AuthorizationPolicy.rules.from.source.principals",
     "AuthorizationPolicy.rules.from.source.notPrincipals",
     "AuthorizationPolicy.rules.from.source.namespaces",
@@ -185,8 +256,11 @@ TABLE = [
     "AuthorizationPolicy.rules.from.source.serviceAccounts",
     "AuthorizationPolicy.rules.from.source.notServiceAccounts",
     "AuthorizationPolicy.rules.from.source.trustDomains",
+    "AuthorizationPolicy.rules.from.source.notTrustDomains",
     "AuthorizationPolicy.rules.from.source.ipBlocks",
     "AuthorizationPolicy.rules.from.source.notIpBlocks",
+    "AuthorizationPolicy.rules.from.source.remoteIpBlocks",
+    "AuthorizationPolicy.rules.from.source.notRemoteIpBlocks",
     "AuthorizationPolicy.rules.from.source.requestPrincipals",
     "AuthorizationPolicy.rules.from.source.notRequestPrincipals",
     "AuthorizationPolicy.rules.to.operation.hosts",
@@ -199,27 +273,59 @@ TABLE = [
     "AuthorizationPolicy.rules.when.values",
     "AuthorizationPolicy.rules.when.notValues",
 )
-@pytest.mark.parametrize(
-    ("part", "field", "yes", "no"), TABLE, ids=[f"{t[0]}: {t[1]}" for t in TABLE]
-)
+@pytest.mark.parametrize(("part", "field", "yes", "no"), TABLE)
 def test_a_field_allows_and_denies(
     guard: Guard, part: str, field: str, yes: list[Case], no: list[Case]
 ) -> None:
     """What a field takes passes an ALLOW rule and is refused by a DENY rule; what it does not take, the other way round."""
     body = _document(part, field)
-    guard.apply(authn() + policy(body), mesh="pathNormalization: {normalization: BASE}")
+    beside = authn() + (NOTE if field in METADATA else "")
+    this = "(AuthorizationPolicy/p.default spec.rules[0])"
+    guard.apply(beside + policy(body), mesh="pathNormalization: {normalization: BASE}")
     for caller, request in yes:
-        check(guard, caller, "", **request)
+        check(guard, caller, "", this, **request)
     for caller, request in no:
         check(guard, caller, NONE, **request)
-    guard.apply(authn() + policy("{action: DENY, " + body[1:]))
+    guard.apply(beside + policy("{action: DENY, " + body[1:]))
     for caller, request in yes:
-        check(guard, caller, rule(), **request)
+        check(guard, caller, rule(), this, **request)
     for caller, request in no:
         check(guard, caller, "", **request)
 
 
-@pytest.mark.covers("AuthorizationPolicy.rules.to.operation.ports")
+MODES = {
+    # mode: which of the spellings of /a/b count as that path
+    "NONE": {"/a/b"},
+    "BASE": {"/a/b", "/a/x/../b", "/a/./b", "/a\\b", "/%61/b"},
+    "MERGE_SLASHES": {"/a/b", "/a/x/../b", "/a/./b", "/a\\b", "/%61/b", "//a///b"},
+    "DECODE_AND_MERGE_SLASHES": {
+        "/a/b", "/a/x/../b", "/a/./b", "/a\\b", "/%61/b", "//a///b", "/a%2fb", "/a%2Fb",
+        "/a%5cb", "/a%5Cb", "/a%2f%2fb", "/a/x%2f..%2fb",
+    },
+}  # fmt: skip
+SPELLINGS = sorted(MODES["DECODE_AND_MERGE_SLASHES"] | {"/A/b", "/a/b/", "/a%252fb", "/a;x/b"})
+
+
+@pytest.mark.covers("MeshConfig.pathNormalization.normalization")
+@pytest.mark.parametrize("mode", MODES)
+def test_how_paths_are_normalised(guard: Guard, mode: str) -> None:
+    """The policy and the application see the same path, whatever the mode; what a DENY rule names has no other spelling."""
+    text = "{action: DENY, rules: [{to: [{operation: {paths: [/a/b]}}]}]}"
+    guard.apply(policy(text), mesh=f"pathNormalization: {{normalization: {mode}}}")
+    for spelling in SPELLINGS:
+        verdict = guard.send(ALICE, spelling)
+        if spelling in MODES[mode]:
+            assert verdict.status == 403, spelling
+        else:
+            assert verdict.status == 200, spelling
+            assert json.loads(verdict.body)["path"] != "/a/b", spelling
+
+
+@pytest.mark.covers(
+    "AuthorizationPolicy.rules.to.operation.ports",
+    "AuthorizationPolicy.rules.to.operation.notPorts",
+    "AuthorizationPolicy.rules.when.key",
+)
 def test_ports_addresses_and_numbers(guard: Guard) -> None:
     """Ports are the workload's own, as in Istio."""
     guard.apply(policy(f"{{rules: [{{to: [{{operation: {{ports: ['{guard.http.port}']}}}}]}}]}}"))
@@ -230,6 +336,15 @@ def test_ports_addresses_and_numbers(guard: Guard) -> None:
     )
     check(guard, ALICE, "")
     guard.apply(
+        policy(f"{{rules: [{{to: [{{operation: {{notPorts: ['{guard.http.port}']}}}}]}}]}}")
+    )
+    check(guard, ALICE, NONE)
+    check(guard, ALICE, "", port=guard.auto.port)
+    guard.apply(
+        policy(f"{{rules: [{{when: [{{key: destination.ip, notValues: ['{guard.ip}']}}]}}]}}")
+    )
+    check(guard, ALICE, NONE)
+    guard.apply(
         policy(
             f"{{rules: [{{when: [{{key: destination.port, notValues: ['{guard.http.port}']}}]}}]}}"
         )
@@ -238,6 +353,11 @@ def test_ports_addresses_and_numbers(guard: Guard) -> None:
     check(guard, ALICE, "", port=guard.auto.port)
 
 
+@pytest.mark.covers(
+    "AuthorizationPolicy.rules.from",
+    "AuthorizationPolicy.rules.to",
+    "AuthorizationPolicy.rules.when",
+)
 def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
     """AND between from, to, when and fields; OR between alternatives, values and rules."""
     guard.apply(
@@ -260,11 +380,7 @@ def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
     check(guard, PLAIN, "", path="/public")
 
 
-@pytest.mark.covers(
-    "AuthorizationPolicy.action=ALLOW",
-    "AuthorizationPolicy.action=DENY",
-    "AuthorizationPolicy.action=AUDIT",
-)
+@pytest.mark.covers("AuthorizationPolicy.action", "AuthorizationPolicy.rules")
 def test_order_of_actions_and_default(guard: Guard) -> None:
     """DENY before ALLOW; no policy allows all; an ALLOW policy without rules denies all; DENY alone allows the rest."""
     guard.apply()
@@ -279,11 +395,22 @@ def test_order_of_actions_and_default(guard: Guard) -> None:
     check(guard, ALICE, rule(name="d"), path="/secret/1")
     check(guard, ALICE, "")
     check(guard, BOB, NONE)
-    guard.apply(policy("{action: AUDIT, rules: [{}]}"))
-    check(guard, BOB, "")
 
 
-@pytest.mark.covers("AuthorizationPolicy.selector.matchLabels")
+@pytest.mark.covers("AuthorizationPolicy.action")
+def test_audit_marks_and_changes_nothing(guard: Guard) -> None:
+    """What an AUDIT rule takes is marked for the access log, allowed or not; DENY and ALLOW decide."""
+    audit = policy("{action: AUDIT, rules: [{from: [{source: {namespaces: [shop]}}]}]}", name="a")
+    guard.apply(audit)
+    assert guard.send(ALICE, why=True).audited
+    assert not guard.send(BOB, why=True).audited
+    guard.apply(audit + policy("{rules: [{to: [{operation: {paths: [/ok]}}]}]}"))
+    for caller, path, status in ((ALICE, "/ok", 200), (ALICE, "/", 403), (BOB, "/ok", 200)):
+        verdict = guard.send(caller, path, why=True)
+        assert (verdict.status, verdict.audited) == (status, caller is ALICE)
+
+
+@pytest.mark.covers("AuthorizationPolicy.selector.matchLabels", "AuthorizationPolicy.targetRefs")
 def test_where_a_policy_applies(guard: Guard) -> None:
     """Root namespace, own namespace, selectors; not other namespaces, workloads or gateways."""
     deny = "{action: DENY, rules: [{}]%s}"
@@ -302,6 +429,7 @@ def test_where_a_policy_applies(guard: Guard) -> None:
     check(guard, ALICE, "")
 
 
+@pytest.mark.covers("AuthorizationPolicy.metadata.annotations.istio.io/dry-run")
 def test_dry_run_only_counts(guard: Guard) -> None:
     """A dry-run policy refuses nothing, and Envoy counts what it would have done."""
     text = policy("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}").replace(

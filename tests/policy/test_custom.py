@@ -74,14 +74,13 @@ def provider(kind: str, port: int, more: str = "") -> str:
 
 
 @pytest.mark.covers(
-    "AuthorizationPolicy.action=CUSTOM",
+    "AuthorizationPolicy.action",
     "AuthorizationPolicy.provider.name",
-    "MeshConfig.extensionProviders.name",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.service",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.port",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestHeadersInCheck",
 )
-def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
+def test_an_http_askerdecides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
     """Only matching requests are asked about; DENY and ALLOW policies still hold afterwards."""
     mesh = provider("envoyExtAuthzHttp", over_http.port, ", includeRequestHeadersInCheck: [x-pass]")
     text = authorizer("http", over_http.port) + policy(CUSTOM % "asker", name="c")
@@ -103,7 +102,7 @@ def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http
     "MeshConfig.extensionProviders.envoyExtAuthzGrpc.service",
     "MeshConfig.extensionProviders.envoyExtAuthzGrpc.port",
 )
-def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
+def test_a_grpc_askerdecides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
     """On TCP the rule goes without its path."""
     mesh = provider("envoyExtAuthzGrpc", over_grpc)
     guard.apply(authorizer("grpc", over_grpc) + policy(CUSTOM % "asker"), mesh)
@@ -130,7 +129,7 @@ def test_without_an_answer_it_is_refused(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["", "extensionProviders: [{name: asker, prometheus: {}}]"])
-def test_an_unknown_authorizer_refuses(guard: Guard, mesh: str) -> None:
+def test_an_unknown_askerrefuses(guard: Guard, mesh: str) -> None:
     """What the policy matches is refused, with a finding; the rest passes."""
     world = guard.apply(policy(CUSTOM % "asker"), mesh)
     assert "MLT0202" in {finding.code for finding in world.ir("server").findings}
@@ -138,8 +137,56 @@ def test_an_unknown_authorizer_refuses(guard: Guard, mesh: str) -> None:
     assert guard.send(PLAIN, "/free").status == 200
 
 
-def test_an_http_authorizer_cannot_decide_about_tcp(guard: Guard, over_http: Backend) -> None:
+def test_an_http_askercannot_decide_about_tcp(guard: Guard, over_http: Backend) -> None:
     """So TCP connections are refused."""
     mesh = provider("envoyExtAuthzHttp", over_http.port)
     guard.apply(authorizer("http", over_http.port) + policy(CUSTOM % "asker"), mesh)
     assert guard.ask(Caller("shop/alice")) == b""
+
+
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.pathPrefix",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeAdditionalHeadersInCheck",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestBodyInCheck.allowPartialMessage",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.headersToUpstreamOnAllow",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.headersToDownstreamOnDeny",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.headersToDownstreamOnAllow",
+)
+def test_what_goes_to_the_askerand_comes_back(guard: Guard) -> None:
+    """The part of the request that it shall see, and the headers that it may set for the application and the caller."""
+
+    names = ("x-user", "x-reason", "x-note", "x-hidden")
+    asker = Backend(
+        "authorizer", respond=_decide, headers={n: f"{n[2:]} by authorizer" for n in names}
+    )
+    more = (
+        ", pathPrefix: /check, includeRequestHeadersInCheck: ['x-pa*'], "
+        "includeAdditionalHeadersInCheck: {x-mesh: here}, "
+        "includeRequestBodyInCheck: {maxRequestBytes: 4, allowPartialMessage: true}, "
+        "headersToUpstreamOnAllow: [x-user], headersToDownstreamOnDeny: [x-reason], "
+        "headersToDownstreamOnAllow: [x-note]"
+    )
+    try:
+        text = authorizer("http", asker.port) + policy(CUSTOM % "asker")
+        guard.apply(text, provider("envoyExtAuthzHttp", asker.port, more))
+        forged = {"x-user": "root", "x-other": "1"}
+        passed = guard.send(PLAIN, "/asked?q=1", headers={**OK, **forged})
+        assert passed.status == 200
+        assert passed.seen["x-user"] == "user by authorizer"
+        assert "x-hidden" not in passed.seen
+        assert passed.headers["x-note"] == "note by authorizer"
+        assert "x-reason" not in passed.headers
+        asked = asker.seen[-1]
+        assert asked["path"] == "/check/asked?q=1"
+        assert asked["headers"]["x-mesh"] == "here"
+        assert "x-other" not in asked["headers"]
+        refused = guard.send(
+            PLAIN, "/asked", method="POST", headers={"x-pass": "no"}, body=b"123456"
+        )
+        assert refused.status == 403
+        assert refused.headers["x-reason"] == "reason by authorizer"
+        assert "x-note" not in refused.headers
+        assert asker.seen[-1]["body"] == "1234"
+    finally:
+        asker.close()

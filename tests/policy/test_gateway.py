@@ -137,6 +137,11 @@ def at_gateway(body: str, **more: str) -> str:
     return policy(body, namespace="istio-system", **more)
 
 
+@pytest.mark.covers(
+    "VirtualService.http.match.headers",
+    "VirtualService.http.match.withoutHeaders",
+    "RequestAuthentication.jwtRules.issuer",
+)
 def test_routing_on_claims(edge: Edge) -> None:
     """Only claims of a verified token count; headers of that name do not."""
     edge.apply(at_gateway(TOKENS, kind="RequestAuthentication"))
@@ -150,7 +155,12 @@ def test_routing_on_claims(edge: Edge) -> None:
     assert edge.get(token=Issuer(ISSUER.name).token(groups="beta"))[0] == 401
 
 
-@pytest.mark.covers("AuthorizationPolicy.rules.from.source.remoteIpBlocks")
+@pytest.mark.covers(
+    "AuthorizationPolicy.selector.matchLabels",
+    "AuthorizationPolicy.rules.to.operation.hosts",
+    "AuthorizationPolicy.rules.from.source.remoteIpBlocks",
+    "AuthorizationPolicy.rules.from.source.requestPrincipals",
+)
 def test_policies_at_the_edge(edge: Edge) -> None:
     """Hosts, tokens and addresses; nobody has a mesh identity here."""
     edge.apply(
@@ -181,6 +191,7 @@ def test_policies_at_the_edge(edge: Edge) -> None:
     assert edge.get(headers={"x-forwarded-for": "10.9.0.1"})[0] == 403
 
 
+@pytest.mark.covers("AuthorizationPolicy.rules.from.source.ipBlocks")
 def test_tcp_at_the_edge(edge: Edge) -> None:
     """TCP servers are behind the gateway's policies, too."""
     edge.apply("")
@@ -190,9 +201,12 @@ def test_tcp_at_the_edge(edge: Edge) -> None:
 
 
 @pytest.mark.covers(
-    "AuthorizationPolicy.targetRefs.group",
     "AuthorizationPolicy.targetRefs.kind",
     "AuthorizationPolicy.targetRefs.name",
+    "AuthorizationPolicy.targetRefs.group",
+    "AuthorizationPolicy.targetRef",
+    "RequestAuthentication.targetRefs",
+    "RequestAuthentication.targetRef",
 )
 def test_policies_by_reference(edge: Edge) -> None:
     """A targetRef names a Gateway of the Gateway API; only its proxies are meant."""
@@ -205,3 +219,11 @@ def test_policies_by_reference(edge: Edge) -> None:
     assert edge.get()[0] == 200
     edge.apply(policy(deny % "front"), label)
     assert edge.get()[0] == 200
+    one = "targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: %s}"
+    for name, status in (("front", 403), ("back", 200)):
+        edge.apply(at_gateway("{action: DENY, rules: [{}], " + one % name + "}"), label)
+        assert edge.get()[0] == status
+    for written, name, status in ((target, "front", 401), (one, "front", 401), (one, "back", 200)):
+        text = "{" + written % name + ", " + TOKENS[1:]
+        edge.apply(at_gateway(text, kind="RequestAuthentication"), label)
+        assert edge.get(token="junk.a.b")[0] == status

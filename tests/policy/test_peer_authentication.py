@@ -70,3 +70,16 @@ def test_a_port_of_its_own(guard: Guard) -> None:
     guard.apply(peer("UNSET", own=OWN, ports=closed))
     assert not works(guard, PLAIN)
     assert works(guard, PLAIN, guard.auto.port)
+
+
+@pytest.mark.covers("PeerAuthentication.mtls.mode")
+@pytest.mark.parametrize(
+    ("mode", "plain", "mtls"),
+    [("STRICT", False, True), ("PERMISSIVE", True, True), ("DISABLE", True, False)],
+)
+def test_tcp_ports(guard: Guard, mode: str, plain: bool, mtls: bool) -> None:
+    """The same modes for bytes; a port that disables mTLS takes a client's TLS as bytes of the application."""
+    guard.apply(peer(mode))
+    answers = {True: b"tcp:HELLO THERE\n", False: b""}
+    assert guard.ask(PLAIN) == answers[plain]
+    assert guard.ask(Caller()) == answers[mtls]

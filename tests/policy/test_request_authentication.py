@@ -38,6 +38,11 @@ FORGER = Issuer(ONE.name, ONE.key_id)
     "RequestAuthentication.jwtRules.audiences",
 )
 @pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.issuer",
+    "RequestAuthentication.jwtRules.jwks",
+    "RequestAuthentication.jwtRules.audiences",
+)
 def test_which_tokens_pass(guard: Guard, required: bool) -> None:
     """Without a policy a token is optional, but never wrong; AuthorizationPolicy makes it required."""
     guard.apply(
@@ -117,6 +122,9 @@ def test_what_the_application_sees(guard: Guard) -> None:
     seen = guard.send(PLAIN, headers=forged, token=ONE.token()).seen
     assert seen["x-sub"] == "alice"
     assert "x-admin" not in seen
+    nested = ", outputClaimToHeaders: [{header: x-role, claim: realm.role}]"
+    guard.apply(jwt(keys(ONE, nested)))
+    assert guard.send(PLAIN, token=ONE.token(realm={"role": "dev"})).seen["x-role"] == "dev"
     guard.apply(jwt(keys(ONE, ", forwardOriginalToken: true")))
     assert "authorization" in guard.send(PLAIN, token=ONE.token()).seen
 
@@ -167,6 +175,27 @@ def test_a_good_key_beside_a_broken_one(guard: Guard) -> None:
     assert guard.send(PLAIN, token=ONE.token()).status == 200
 
 
+@pytest.mark.covers("RequestAuthentication.selector.matchLabels")
+def test_where_it_applies(guard: Guard) -> None:
+    """The root namespace, its own, by selector; not other namespaces and workloads."""
+    body = "{%sjwtRules: [" + keys(ONE) + "]}"
+    own, other = (f"selector: {{matchLabels: {{app: {app}}}}}, " for app in ("server", "other"))
+    cases = [("istio-system", "", 401), ("default", own, 401), ("istio-system", own, 401),
+             ("elsewhere", "", 200), ("default", other, 200)]  # fmt: skip
+    for namespace, selector, status in cases:
+        text = policy(body % selector, namespace=namespace, kind="RequestAuthentication")
+        guard.apply(text)
+        assert guard.send(PLAIN, token="junk.a.b").status == status, (namespace, selector)
+
+
+def test_several_policies_add_up(guard: Guard) -> None:
+    """The issuers of all policies that select a workload are accepted."""
+    guard.apply(jwt(keys(ONE), name="a") + jwt(keys(TWO), name="b") + REQUIRED)
+    assert guard.send(PLAIN, token=ONE.token()).status == 200
+    assert guard.send(PLAIN, token=TWO.token()).status == 200
+    assert guard.send(PLAIN, token=FORGER.token()).status == 401
+
+
 class KeyServer:
     """Serves ``keys``, or 503 while there are none."""
 
@@ -195,9 +224,7 @@ class KeyServer:
         self._server.server_close()
 
 
-@pytest.mark.covers(
-    "RequestAuthentication.jwtRules.jwksUri", "RequestAuthentication.jwtRules.timeout"
-)
+@pytest.mark.covers("RequestAuthentication.jwtRules.jwksUri")
 def test_keys_from_an_address(guard: Guard) -> None:
     """The proxy fetches them. Until it can, tokens are refused and other requests pass; then they are accepted."""
     server = KeyServer()
