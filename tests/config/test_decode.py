@@ -116,10 +116,12 @@ kind: PeerAuthentication
 metadata: {name: default, namespace: a}
 spec: {mtls: {mode: strict}}
 """
-    config, (finding,) = load_one(text)
-    assert config is None
+    config, (finding, instead) = load_one(text)
     assert "did you mean STRICT" in finding.remedy
     assert finding.origin.line == 4
+    assert config is not None  # a policy that cannot be read opens nothing
+    assert config.spec.mtls.mode == "STRICT"
+    assert instead.code == "MLT0013"
 
 
 def test_one_broken_document_does_not_hide_the_others() -> None:

@@ -353,11 +353,6 @@ def test_ports_addresses_and_numbers(guard: Guard) -> None:
     check(guard, ALICE, "", port=guard.auto.port)
 
 
-@pytest.mark.covers(
-    "AuthorizationPolicy.rules.from",
-    "AuthorizationPolicy.rules.to",
-    "AuthorizationPolicy.rules.when",
-)
 def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
     """AND between from, to, when and fields; OR between alternatives, values and rules."""
     guard.apply(
@@ -380,7 +375,7 @@ def test_all_parts_of_a_rule_and_one_of_its_alternatives(guard: Guard) -> None:
     check(guard, PLAIN, "", path="/public")
 
 
-@pytest.mark.covers("AuthorizationPolicy.action", "AuthorizationPolicy.rules")
+@pytest.mark.covers("AuthorizationPolicy.action")
 def test_order_of_actions_and_default(guard: Guard) -> None:
     """DENY before ALLOW; no policy allows all; an ALLOW policy without rules denies all; DENY alone allows the rest."""
     guard.apply()
@@ -410,7 +405,9 @@ def test_audit_marks_and_changes_nothing(guard: Guard) -> None:
         assert (verdict.status, verdict.audited) == (status, caller is ALICE)
 
 
-@pytest.mark.covers("AuthorizationPolicy.selector.matchLabels", "AuthorizationPolicy.targetRefs")
+@pytest.mark.covers(
+    "AuthorizationPolicy.selector.matchLabels", "AuthorizationPolicy.targetRefs.name"
+)
 def test_where_a_policy_applies(guard: Guard) -> None:
     """Root namespace, own namespace, selectors; not other namespaces, workloads or gateways."""
     deny = "{action: DENY, rules: [{}]%s}"
@@ -429,7 +426,6 @@ def test_where_a_policy_applies(guard: Guard) -> None:
     check(guard, ALICE, "")
 
 
-@pytest.mark.covers("AuthorizationPolicy.metadata.annotations.istio.io/dry-run")
 def test_dry_run_only_counts(guard: Guard) -> None:
     """A dry-run policy refuses nothing, and Envoy counts what it would have done."""
     text = policy("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}").replace(
@@ -512,3 +508,23 @@ def test_what_cannot_be_expressed_is_refused(guard: Guard, body: str) -> None:
     guard.apply(policy(body) + good, clean=False)
     check(guard, ALICE, "")
     check(guard, BOB, NONE)
+
+
+UNREADABLE = {
+    "a number in the place of a text": ("{rules: [{from: [{source: {principals: [1]}}]}]}", NONE),
+    "an unknown action": ("{action: DENNY, rules: [{to: [{operation: {paths: [/x]}}]}]}", rule()),
+    "rules that are no list": ("{action: DENY, rules: all}", rule()),
+    "a selector that is none": (
+        "{action: DENY, selector: {matchLabels: [a]}, rules: [{}]}",
+        rule(),
+    ),
+    "another workload's": ("{selector: {matchLabels: {app: other}}, action: DENNY}", ""),
+}
+
+
+@pytest.mark.parametrize(("body", "wanted"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_refused(guard: Guard, body: str, wanted: str) -> None:
+    """Where it applies, and only there; a finding says so."""
+    world = guard.apply(policy(body), clean=False)
+    assert "MLT0013" in {finding.code for finding in world.findings}
+    check(guard, ALICE, wanted)

@@ -132,12 +132,12 @@ def test_without_an_answer_it_is_refused(guard: Guard) -> None:
 def test_an_unknown_askerrefuses(guard: Guard, mesh: str) -> None:
     """What the policy matches is refused, with a finding; the rest passes."""
     world = guard.apply(policy(CUSTOM % "asker"), mesh)
-    assert "MLT0202" in {finding.code for finding in world.ir("server").findings}
+    assert "MLT0212" in {finding.code for finding in world.ir("server").findings}
     assert guard.send(PLAIN, "/asked", headers=OK).status == 403
     assert guard.send(PLAIN, "/free").status == 200
 
 
-def test_an_http_askercannot_decide_about_tcp(guard: Guard, over_http: Backend) -> None:
+def test_an_http_authorizer_cannot_decide_about_tcp(guard: Guard, over_http: Backend) -> None:
     """So TCP connections are refused."""
     mesh = provider("envoyExtAuthzHttp", over_http.port)
     guard.apply(authorizer("http", over_http.port) + policy(CUSTOM % "asker"), mesh)
@@ -153,7 +153,7 @@ def test_an_http_askercannot_decide_about_tcp(guard: Guard, over_http: Backend) 
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.headersToDownstreamOnDeny",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.headersToDownstreamOnAllow",
 )
-def test_what_goes_to_the_askerand_comes_back(guard: Guard) -> None:
+def test_what_goes_to_the_authorizer_and_comes_back(guard: Guard) -> None:
     """The part of the request that it shall see, and the headers that it may set for the application and the caller."""
 
     names = ("x-user", "x-reason", "x-note", "x-hidden")

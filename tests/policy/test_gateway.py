@@ -138,8 +138,9 @@ def at_gateway(body: str, **more: str) -> str:
 
 
 @pytest.mark.covers(
-    "VirtualService.http.match.headers",
-    "VirtualService.http.match.withoutHeaders",
+    "VirtualService.http.match.headers.exact",
+    "VirtualService.http.match.headers.prefix",
+    "VirtualService.http.match.withoutHeaders.exact",
     "RequestAuthentication.jwtRules.issuer",
 )
 def test_routing_on_claims(edge: Edge) -> None:
@@ -201,12 +202,18 @@ def test_tcp_at_the_edge(edge: Edge) -> None:
 
 
 @pytest.mark.covers(
+    "AuthorizationPolicy.targetRefs.group",
     "AuthorizationPolicy.targetRefs.kind",
     "AuthorizationPolicy.targetRefs.name",
-    "AuthorizationPolicy.targetRefs.group",
-    "AuthorizationPolicy.targetRef",
-    "RequestAuthentication.targetRefs",
-    "RequestAuthentication.targetRef",
+    "AuthorizationPolicy.targetRef.group",
+    "AuthorizationPolicy.targetRef.kind",
+    "AuthorizationPolicy.targetRef.name",
+    "RequestAuthentication.targetRefs.group",
+    "RequestAuthentication.targetRefs.kind",
+    "RequestAuthentication.targetRefs.name",
+    "RequestAuthentication.targetRef.group",
+    "RequestAuthentication.targetRef.kind",
+    "RequestAuthentication.targetRef.name",
 )
 def test_policies_by_reference(edge: Edge) -> None:
     """A targetRef names a Gateway of the Gateway API; only its proxies are meant."""

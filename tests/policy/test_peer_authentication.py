@@ -83,3 +83,19 @@ def test_tcp_ports(guard: Guard, mode: str, plain: bool, mtls: bool) -> None:
     answers = {True: b"tcp:HELLO THERE\n", False: b""}
     assert guard.ask(PLAIN) == answers[plain]
     assert guard.ask(Caller()) == answers[mtls]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("{mtls: {mode: STRIKT}}", "MLT0013"),
+        ("{mtls: [STRICT]}", "MLT0013"),
+        ("{mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}}}", "IST0106"),
+    ],
+)
+def test_a_mistake_does_not_open_the_workload(guard: Guard, body: str, code: str) -> None:
+    """What cannot be read is STRICT; what can stays in force beside the mistake."""
+    world = guard.apply(policy(body, kind="PeerAuthentication"), clean=False)
+    assert code in {finding.code for finding in world.findings}
+    assert not works(guard, PLAIN)
+    assert works(guard, Caller())

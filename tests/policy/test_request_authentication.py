@@ -162,7 +162,7 @@ def test_broken_keys_refuse_the_issuers_tokens(guard: Guard, text: str) -> None:
     """They are reported, Envoy takes the configuration, and other issuers go on."""
     broken = f"{{issuer: '{ONE.name}', jwks: '{text}'}}"
     world = guard.apply(jwt(broken, keys(TWO)), clean=False)
-    assert "MLT0205" in {finding.code for finding in world.ir("server").findings}
+    assert "MLT0215" in {finding.code for finding in world.ir("server").findings}
     assert guard.send(PLAIN, token=ONE.token()).status == 401
     assert guard.send(PLAIN, token=TWO.token()).status == 200
     assert guard.send(PLAIN).status == 200
@@ -243,6 +243,6 @@ def test_keys_from_an_address(guard: Guard) -> None:
 def test_an_issuer_without_keys(guard: Guard) -> None:
     """Its tokens are refused, with a finding."""
     world = guard.apply(jwt(f"{{issuer: '{ONE.name}'}}", keys(TWO)))
-    assert [finding.code for finding in world.ir("server").findings] == ["MLT0204"]
+    assert [finding.code for finding in world.ir("server").findings] == ["MLT0214"]
     assert guard.send(PLAIN, token=ONE.token()).status == 401
     assert guard.send(PLAIN, token=TWO.token()).status == 200

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from meltemi.config.fail_closed import closed
 from meltemi.config.kinds import GROUPS, KINDS
 from meltemi.config.limits import report_limits
 from meltemi.config.reader import SCHEMA, Report, decode_as, decode_meta, nearest, quoted
@@ -29,8 +30,8 @@ from meltemi.model.config import Config, Meta
 from meltemi.model.origin import Finding, Level
 
 # An object of these that breaks its kind's rules is used all the same: without it a workload would be open. Translation leaves
-# out what it cannot express, so that less is allowed, never more.
-FAIL_CLOSED = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
+# out what it cannot express, so that less is allowed, never more. For one that cannot even be decoded see ``config.fail_closed``.
+FAIL_CLOSED = frozenset({"AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication"})
 
 __all__ = [
     "FAIL_CLOSED",
@@ -119,9 +120,12 @@ def validate(config: Config[Any]) -> list[Finding]:
 
 def load(raw: RawObject | Mapping[str, Any]) -> tuple[Config[Any] | None, list[Finding]]:
     """``decode`` and ``validate``: the object if it can be used, and all that is wrong with it."""
+    if not isinstance(raw, RawObject):
+        raw = raw_object(raw)
     config, findings = decode(raw)
     if config is None:
-        return None, findings
+        instead = closed(raw) if findings else None
+        return (instead[0], [*findings, instead[1]]) if instead else (None, findings)
     semantic = validate(config)
     usable = config.kind in FAIL_CLOSED or not any(
         finding.level is Level.ERROR for finding in semantic

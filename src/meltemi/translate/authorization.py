@@ -152,7 +152,7 @@ class _Compiler:
         if isinstance(found, str):
             if self.report or http:
                 self.build.report(
-                    "MLT0202",
+                    "MLT0212",
                     f"authorizer {provider}: {found}; what the policy matches is refused",
                     configs[0].origin("spec.provider"),
                     "see extensionProviders in the mesh configuration",
@@ -173,7 +173,7 @@ def _without_effect(build: Build, actions: Mapping[str, Policies]) -> None:
     for config in (*actions["CUSTOM"], *actions["AUDIT"]):
         if _dry_run(config):
             build.report(
-                "MLT0203",
+                "MLT0213",
                 f"dry run is not possible for action {config.spec.action}; the policy does nothing",
                 config.origin("metadata.annotations"),
                 f"remove the annotation {DRY_RUN} to enforce it",

@@ -60,7 +60,7 @@ def _keys(
         keys, problems = usable_keys(rule.jwks)
         for problem in problems:
             build.report(
-                "MLT0205",
+                "MLT0215",
                 f"a key of issuer {rule.issuer} is not used: {problem}",
                 config.origin(f"{path}.jwks"),
                 "paste the key set as the issuer publishes it",
@@ -72,7 +72,7 @@ def _keys(
         name, _ = key_cluster(build, rule.jwks_uri)
     except ValueError as problem:
         build.report(
-            "MLT0204",
+            "MLT0214",
             f"no keys for issuer {rule.issuer}: {problem}; its tokens are refused",
             config.origin(path),
             "add jwks or jwksUri",
