@@ -56,19 +56,28 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     @staticmethod
-    def _builder(subject: x509.Name, issuer: x509.Name, life_s: float) -> x509.CertificateBuilder:
+    def _builder(
+        subject: x509.Name, issuer: x509.Name, life_s: float, age_s: float = 0.0
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(issuer)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now)
+            .not_valid_before(now - datetime.timedelta(seconds=age_s))
             .not_valid_after(now + datetime.timedelta(seconds=life_s))
         )
 
-    def sign(self, public_key: Any, names: x509.SubjectAlternativeName, life_s: float) -> str:
-        builder = self._builder(x509.Name([]), self.certificate.subject, life_s)
+    def sign(
+        self,
+        public_key: Any,
+        names: x509.SubjectAlternativeName,
+        life_s: float,
+        age_s: float = 0.0,
+    ) -> str:
+        """``life_s`` from now on; ``age_s`` of its life are over already."""
+        builder = self._builder(x509.Name([]), self.certificate.subject, life_s, age_s)
         certificate = (
             builder.public_key(public_key)
             .add_extension(names, critical=True)
@@ -94,6 +103,7 @@ class ControlPlane:
 
     authority: Authority = field(default_factory=Authority)
     life_s: float = 3600.0
+    age_s: float = 0.0
     refuse: grpc.StatusCode | None = None
     impostor: str = ""  # sign this identity instead of the one asked for
     resources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -148,7 +158,7 @@ class ControlPlane:
         if self.impostor:
             uri = x509.UniformResourceIdentifier(self.impostor)
             names = x509.SubjectAlternativeName([uri])
-        leaf = self.authority.sign(csr.public_key(), names, self.life_s)
+        leaf = self.authority.sign(csr.public_key(), names, self.life_s, self.age_s)
         return ca_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.pem])
 
     def _stream(self, requests: Any, context: grpc.ServicerContext) -> Any:

@@ -104,3 +104,14 @@ def test_success_forgets_failures() -> None:
     state, _ = state.step(Issued(2000.0, 0.5, CERT))
     _, commands = state.step(RequestFailed(2000.0, 0.0, "no"))
     assert timer(commands) == 2001.0
+
+
+def test_a_short_life_is_not_slept_through() -> None:
+    """However often renewal failed, the next attempt comes within a tenth of what is left of the life."""
+    state, _ = Lifecycle().step(Started(0.0, 0.5))
+    state, _ = state.step(Issued(0.0, 0.5, Validity(0.0, 60.0)))
+    for now in (30.0, 31.0, 33.0, 36.0, 40.0, 45.0, 50.0):
+        state, commands = state.step(RequestFailed(now, 0.9, "no"))
+        assert timer(commands) - now <= max(1.0, (60.0 - now) / 10) + 1e-9
+    state, commands = state.step(RequestFailed(61.0, 0.0, "no"))
+    assert timer(commands) - 61.0 == 10.0, "after the end, as often as without a first one"

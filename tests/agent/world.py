@@ -176,7 +176,7 @@ class Container:
 
     def roots(self) -> str:
         """The roots that Envoy is given, PEM."""
-        return secrets.read_rootca((self.credentials / secrets.ROOTCA_FILE).read_text())
+        return secrets.read_rootca((self.credentials / secrets.ROOTCA_FILE).read_text())[0]
 
     def connect_tls(self) -> ssl.SSLSocket:
         """A mutual TLS connection to the inbound listener, in the container's own identity."""
@@ -189,7 +189,7 @@ class Container:
         context.load_verify_locations(cadata=self.roots())
         return context.wrap_socket(socket.create_connection(("127.0.0.1", self.inbound)))
 
-    def _tls(self, made: Any) -> dict[str, Any]:
+    def tls(self, made: Any) -> dict[str, Any]:
         """A transport socket of the mesh, with the workload's files where this container has them."""
         text = json_format.MessageToJson(made).replace(CERT_DIR, str(self.credentials))
         socket_config: dict[str, Any] = json.loads(text)
@@ -197,8 +197,12 @@ class Container:
 
     def serve(self, application: Application, *, tls: bool = False) -> None:
         """Give Envoy an inbound listener in front of the application; with ``tls``, also clusters of the mesh."""
-        endpoint = {"socketAddress": {"address": "127.0.0.1", "portValue": application.port}}
-        cluster = {
+        self.forward(application.port, tls=tls)
+
+    def forward(self, port: int, *, tls: bool = False) -> None:
+        """Give Envoy an inbound listener whose requests go to a port of this machine."""
+        endpoint = {"socketAddress": {"address": "127.0.0.1", "portValue": port}}
+        cluster: dict[str, Any] = {
             "name": "app",
             "connectTimeout": "1s",
             "loadAssignment": {
@@ -258,9 +262,9 @@ class Container:
         if tls:
             pair, roots = WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS
             inbound = downstream_socket(DownstreamTls((pair,), roots, "required"))
-            listener["filterChains"][0]["transportSocket"] = self._tls(inbound)
+            listener["filterChains"][0]["transportSocket"] = self.tls(inbound)
             for name in ("one", "two"):
-                outbound = self._tls(
+                outbound = self.tls(
                     upstream_socket(UpstreamTls(sni=name, certificate=pair, roots=roots))
                 )
                 clusters[name] = {"name": name, "connectTimeout": "1s", "transportSocket": outbound}

@@ -23,13 +23,17 @@ _NOTE_FILE = "validity.json"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A workload's certificate chain (leaf first, no root), its key, and the roots it trusts; all PEM."""
+    """A workload's certificate chain (leaf first, no root), its key, and the roots it trusts; all PEM.
+
+    ``crl``: the revocation lists that peers are looked up in, or ``""``.
+    """
 
     certificate: str
     key: SecretText
     roots: str
     validity: Validity
     identity: str
+    crl: str = ""
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
@@ -88,12 +92,14 @@ class CredentialStore:
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
             certificate, key = secrets.read_default(self._default.read_text(encoding="utf-8"))
+            roots, crl = secrets.read_rootca(self._rootca.read_text(encoding="utf-8"))
             found = Credentials(
                 certificate=certificate,
                 key=key,
-                roots=secrets.read_rootca(self._rootca.read_text(encoding="utf-8")),
+                roots=roots,
                 validity=Validity(float(note["not_before"]), float(note["not_after"])),
                 identity=str(note["identity"]),
+                crl=crl,
             )
             whole = note["version"] == secrets.version_of(certificate)
         except (OSError, ValueError, LookupError, TypeError):
@@ -107,7 +113,7 @@ class CredentialStore:
         """
         default = secrets.render_default(credentials.certificate, credentials.key)
         for path, text in (
-            (self._rootca, secrets.render_rootca(credentials.roots)),
+            (self._rootca, secrets.render_rootca(credentials.roots, credentials.crl)),
             (self._default, default),
         ):
             if read_text(path) != text:

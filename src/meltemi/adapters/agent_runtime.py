@@ -26,6 +26,7 @@ from meltemi.adapters.agent_files import (
     follow_roots,
     merge_roots,
     read_text,
+    split_pem,
     write_atomically,
 )
 from meltemi.adapters.agent_http import HttpServer, fetch
@@ -82,7 +83,7 @@ class AgentRuntime:
         self._began = time.monotonic()
         self._token = secrets.SecretText("")
         self._token_version = 0
-        self._mesh_root = ""
+        self._mesh_root = self._mesh_crl = ""
         self._dns: PodDns | None = None
         self._resolver_port = 0
 
@@ -99,11 +100,11 @@ class AgentRuntime:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        self._mesh_root = read_text(Path(self._settings.root_file))
         self._refresh_token()
         self._credentials = self._store.load(self._settings.identity)
         found = self._credentials.validity if self._credentials else None
         self._put("certificates", certificates.Started(time.time(), _chance(), found))
+        self._read_roots(self._credentials)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -224,6 +225,7 @@ class AgentRuntime:
                         roots=merge_roots(answer.chain[-1], self._mesh_root),
                         validity=certificates.Validity(answer.not_before, answer.not_after),
                         identity=settings.identity,
+                        crl=self._mesh_crl,
                     )
                 )
             except OSError as problem:
@@ -250,7 +252,7 @@ class AgentRuntime:
             await asyncio.sleep(self._settings.file_watch_s)
             try:
                 self._refresh_token()
-                self._refresh_root()
+                self._refresh_roots()
             except OSError as error:
                 self._log("error", f"credentials cannot be refreshed: {error}")
 
@@ -263,15 +265,34 @@ class AgentRuntime:
             write_atomically(self._config_dir / secrets.XDS_TOKEN_FILE, text)
             self._token = token
 
-    def _refresh_root(self) -> None:
-        """Trust the mesh's new roots as soon as they are published, and get a certificate under them."""
+    def _read_roots(self, kept: Credentials | None) -> None:
+        """Start with the mesh's roots, or from those that an earlier run left: they may be from before a change."""
+        self._mesh_root = read_text(Path(self._settings.root_file))
+        self._mesh_crl = read_text(Path(self._settings.crl_file))
+        if kept:
+            self._mesh_crl = kept.crl
+            if split_pem(self._mesh_root) != split_pem(kept.roots):
+                self._mesh_root = kept.roots
+            self._refresh_roots()
+
+    def _refresh_roots(self) -> None:
+        """Trust the mesh's new roots, and nothing that it revoked, as soon as that is published.
+
+        New roots are a reason to get a certificate under them.
+        """
         root = read_text(Path(self._settings.root_file))
-        if not root or root == self._mesh_root:
+        crl = read_text(Path(self._settings.crl_file))
+        new_root, new_crl = bool(root) and root != self._mesh_root, crl != self._mesh_crl
+        if not (new_root or new_crl):
             return
-        self._mesh_root = root
-        if self._credentials:
-            roots = follow_roots(self._credentials.roots, root)
-            self._adopt(replace(self._credentials, roots=roots))
+        self._mesh_root, self._mesh_crl = root or self._mesh_root, crl
+        if not self._credentials:
+            return
+        roots = follow_roots(self._credentials.roots, self._mesh_root)
+        self._adopt(replace(self._credentials, roots=roots, crl=crl))
+        if new_crl:
+            self._log("info", "the mesh's revocation lists changed")
+        if new_root:
             self._log("info", "the mesh's root certificates changed")
             delay_s = _chance() * self._settings.file_watch_s
             self._put("certificates", certificates.RenewalForced(time.time(), delay_s))

@@ -15,6 +15,8 @@ from meltemi.agent.backoff import Backoff
 # Without a certificate nothing works, so asking again soon is worth more than istiod's peace.
 FIRST = Backoff(base_s=0.25, max_s=10.0)
 RENEWAL = Backoff(base_s=1.0, max_s=60.0)
+# The nearer the end, the more often: a renewal is tried several times more however short the life is.
+PATIENCE_RATIO = 0.1
 # Warn when less than this share of the lifetime is left and renewal has failed.
 WARN_RATIO = 0.2
 
@@ -178,12 +180,15 @@ class Lifecycle:
 
     def _retry(self, event: RequestFailed) -> tuple[Lifecycle, tuple[Command, ...]]:
         failures = self.failures + 1
-        backoff = RENEWAL if self.validity else FIRST
-        delay_s = backoff.delay_s(failures, event.chance)
+        left_s = self.validity.not_after - event.now if self.validity else 0.0
+        if left_s > 0:
+            delay_s = RENEWAL.delay_s(failures, event.chance)
+            delay_s = min(delay_s, max(RENEWAL.base_s, PATIENCE_RATIO * left_s))
+        else:
+            delay_s = FIRST.delay_s(failures, event.chance)
         again = f"asking again in {delay_s:.1f} s"
         report = Report("warning", f"no certificate yet: {event.reason}; {again}")
         if self.validity:
-            left_s = self.validity.not_after - event.now
             if left_s <= 0:
                 text = f"the certificate expired {round(-left_s)} s ago and renewal fails"
                 report = Report("error", f"{text}: {event.reason}; {again}")

@@ -59,19 +59,26 @@ def read_default(document: str) -> tuple[str, SecretText]:
     return chain, SecretText(key)
 
 
-def render_rootca(roots: str) -> str:
-    """SDS secret ``ROOTCA``: the roots that peers and istiod are verified against, PEM."""
-    context = {"trusted_ca": {"inline_string": roots}}
-    return _file(version_of(roots), {"name": SDS_ROOTCA, "validation_context": context})
+def render_rootca(roots: str, crl: str = "") -> str:
+    """SDS secret ``ROOTCA``: the roots that peers and istiod are verified against, and revocation lists; PEM.
+
+    Only a peer's own certificate is looked up in the lists: the authorities above it may have none, and Envoy
+    would then refuse everybody.
+    """
+    context: dict[str, Any] = {"trusted_ca": {"inline_string": roots}}
+    if crl:
+        context |= {"crl": {"inline_string": crl}, "only_verify_leaf_cert_crl": True}
+    return _file(version_of(roots + crl), {"name": SDS_ROOTCA, "validation_context": context})
 
 
-def read_rootca(document: str) -> str:
-    """The roots that ``render_rootca`` was given.
+def read_rootca(document: str) -> tuple[str, str]:
+    """The roots and the revocation lists that ``render_rootca`` was given.
 
     :raises ValueError, LookupError, TypeError: when ``document`` is something else.
     """
     context = json.loads(document)["resources"][0]["validation_context"]
-    return str(context["trusted_ca"]["inline_string"])
+    roots, crl = context["trusted_ca"], context.get("crl", {"inline_string": ""})
+    return str(roots["inline_string"]), str(crl["inline_string"])
 
 
 def render_xds_token(token: SecretText, version: int) -> str:

@@ -115,6 +115,11 @@ class ProxySettings:
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
     @property
+    def crl_file(self) -> str:
+        """The mesh's revocation lists: published together with its roots, so that both change at once."""
+        return self.root_file.rpartition("/")[0] + "/ca-crl.pem"
+
+    @property
     def mark(self) -> int:
         """The socket mark of Envoy's upstream connections: where capture cannot know Envoy by its user."""
         captured = self.node_type == "sidecar" and self.config.interception_mode != "NONE"

@@ -39,9 +39,7 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
     """The key in PEM, not encrypted."""
-    return key.private_bytes(
-        PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def certify(
@@ -147,7 +145,9 @@ def main() -> None:
         cluster(flags.folder, name, above, above_key)
         if flags.revoke is not None:
             revoke(flags.folder / name, [int(serial, 16) for serial in flags.revoke])
-        print(f"{flags.folder / name}: kubectl create secret generic cacerts --from-file={flags.folder / name}")
+        print(
+            f"{flags.folder / name}: kubectl create secret generic cacerts --from-file={flags.folder / name}"
+        )
 
 
 if __name__ == "__main__":

@@ -54,8 +54,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sub", default=ISSUER, help="subject")
     parser.add_argument("--aud", help="audiences, with commas")
     parser.add_argument("--expire", type=int, default=3600, help="seconds from now")
-    parser.add_argument("--claims", action="append", default=[], help="name:value, several with commas")
-    parser.add_argument("--listclaims", action="append", nargs="+", default=[], help="name value ...")
+    parser.add_argument(
+        "--claims", action="append", default=[], help="name:value, several with commas"
+    )
+    parser.add_argument(
+        "--listclaims", action="append", nargs="+", default=[], help="name value ..."
+    )
     parser.add_argument("--jwks", action="store_true", help="print the key set instead")
     return parser.parse_args()
 

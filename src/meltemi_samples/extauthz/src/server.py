@@ -49,7 +49,9 @@ async def over_http(request: web.Request) -> web.Response:
     """Any request: 200 lets it pass, 403 refuses it."""
     allowed, said = verdict(request.headers, f"{request.method} {request.host}{request.path_qs}")
     log.info("http %s %s: %s", request.method, request.path, said[RESULT])
-    return web.Response(status=200 if allowed else 403, headers=said, text="" if allowed else REFUSED)
+    return web.Response(
+        status=200 if allowed else 403, headers=said, text="" if allowed else REFUSED
+    )
 
 
 def _options(headers: Mapping[str, str]) -> list[base_pb2.HeaderValueOption]:
