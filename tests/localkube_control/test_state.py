@@ -63,11 +63,14 @@ def test_settings_are_kept_and_damage_is_explained(state: StateDirectory) -> Non
 def test_clusters_have_different_networks_that_stay(state: StateDirectory) -> None:
     network = choose_network(state)
     assert network == choose_network(state)
-    save_settings(state, ClusterSettings(6443, network))
-    # Another cluster that would get the same one has to take another.
+    # A cluster of the same name in another folder is another one.
     twin = StateDirectory(state.root.parent / "two", "one")
     twin.prepare()
-    assert choose_network(twin) != network
+    wanted = choose_network(twin)
+    assert wanted != network
+    # And when a neighbour has what a cluster would get, it has to take another.
+    save_settings(state, ClusterSettings(6443, wanted))
+    assert choose_network(twin) != wanted
 
 
 def test_only_one_owner_and_no_stale_locks(state: StateDirectory) -> None:

@@ -157,7 +157,7 @@ def save_settings(state: StateDirectory, settings: ClusterSettings) -> None:
 
 
 def choose_network(state: StateDirectory) -> str:
-    """A "127.x.y" that no other cluster of this user has, the same for the same user and name.
+    """A "127.x.y" that no other cluster of this user has, the same for the same user, folder and name.
 
     x is 16 to 239, so that nothing else that likes to use 127.0.0.x or 127.1.x.x is met.
     """
@@ -169,7 +169,7 @@ def choose_network(state: StateDirectory) -> str:
             except (OSError, ValueError, KeyError):
                 continue
     for attempt in range(1000):
-        seed = f"{os.getuid()}/{state.name}/{attempt}".encode()
+        seed = f"{os.getuid()}/{state.root}/{attempt}".encode()
         digest = hashlib.sha256(seed).digest()
         network = f"127.{16 + digest[0] % 224}.{digest[1]}"
         if network not in taken:
