@@ -29,6 +29,7 @@ from meltemi.programs.control_plane import ControlPlane
 
 CORE = ("namespaces", "nodes", "services", "pods", "secrets", "configmaps")
 VS = "/apis/networking.istio.io/v1/virtualservices"
+SE = "/apis/networking.istio.io/v1/serviceentries"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 CLUSTER = "outbound|80||echo.shop.svc.cluster.local"
 
@@ -150,6 +151,34 @@ async def test_status_says_what_is_wrong(kube: KubeServer) -> None:
             },
         )
         await until(lambda: "nowhere" not in str(status("lost")["validationMessages"]))
+
+
+async def test_automatic_addresses_are_written_and_kept(kube: KubeServer) -> None:
+    """An address is in the entry's status, and stays when an older entry would have it now."""
+    spec = {
+        "hosts": ["books.example"],
+        "resolution": "DNS",
+        "ports": [{"number": 80, "name": "http"}],
+    }
+    meta = {"name": "books", "namespace": "shop"}
+    taken = [{"value": "240.240.9.9", "host": "books.example"}]
+    await kube.put(SE, {"metadata": meta, "spec": spec, "status": {"addresses": taken}})
+    await kube.put(
+        SE, {"metadata": {**meta, "name": "films"}, "spec": {**spec, "hosts": ["films.example"]}}
+    )
+
+    def addresses(name: str) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = (
+            kube.objects[SE]["shop", name].get("status", {}).get("addresses", [])
+        )
+        return found
+
+    async with running(LOCAL, Connection(kube.url)):
+        await until(lambda: len(addresses("films")) == 2)
+        await until(lambda: len(addresses("books")) == 2)
+        assert addresses("books")[0] == taken[0]
+        assert addresses("films")[0]["value"].startswith("240.240.")
+        assert addresses("films")[1]["value"].startswith("2001:2:")
 
 
 async def test_mesh_configuration_is_followed(kube: KubeServer) -> None:

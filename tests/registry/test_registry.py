@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meltemi.config.decode import load
 from meltemi.model import kubernetes as k8s
-from meltemi.model.config import Config, Key
+from meltemi.model.config import Config, Key, Status
 from meltemi.model.service import Health, Protocol, Resolution
 from meltemi.registry.from_kubernetes import RegistrySettings, controller_of, node_locality
 from meltemi.registry.index import ServiceKey
@@ -294,6 +297,103 @@ def test_addresses_are_stable_and_distinct(store: RegistryStore) -> None:
     for one in reversed(configs):
         other.put_config(one)
     assert {s.hostname: s.auto_allocated for s in other.snapshot().all_services} == given
+
+
+def with_status(one: Config[Any], **status: Any) -> Config[Any]:
+    """The same object as the API server has it, with a status."""
+    return replace(one, status=Status(**status))
+
+
+def test_addresses_of_both_families(store: RegistryStore) -> None:
+    store.put_config(entry("h.example.com"))
+    (four, six) = store.snapshot().all_services[0].auto_allocated
+    assert ip_address(four) in ip_network("240.240.0.0/16")
+    assert ip_address(six) in ip_network("2001:2::/48")
+    assert store.status_addresses(entry("h.example.com")) == [
+        {"value": four, "host": "h.example.com"},
+        {"value": six, "host": "h.example.com"},
+    ]
+
+
+def test_addresses_in_a_status_stay(store: RegistryStore) -> None:
+    """A status decides over the hash; of two claims the older object's holds; what is no such address is ignored."""
+    claim = (("h.example.com", "240.240.1.1"), ("h.example.com", "10.0.0.1"), ("x", "240.240.1.2"))
+    first = with_status(entry("h.example.com", "a"), addresses=claim)
+    second = with_status(entry("i.example.com", "b"), addresses=(("i.example.com", "240.240.1.1"),))
+    store.put_configs([second, first])
+    given = {s.hostname: s.auto_allocated[0] for s in store.snapshot().all_services}
+    assert given["h.example.com"] == "240.240.1.1"
+    assert given["i.example.com"] != "240.240.1.1"
+
+
+def test_statuses_are_read() -> None:
+    body = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "a", "namespace": "n"},
+        "spec": {"hosts": ["h.example.com"]},
+        "status": {"addresses": [{"host": "h.example.com", "value": "240.240.1.1"}, 7, {}]},
+    }
+    found, findings = load(body)
+    assert found is not None
+    assert not findings
+    assert found.status.addresses == (("h.example.com", "240.240.1.1"),)
+
+
+def test_entries_of_one_host_add_up(store: RegistryStore) -> None:
+    """Ports of a namespace's entries for a host; one that is resolved in another way stays apart."""
+    more = [{"number": 80, "name": "http", "protocol": "HTTP"}]
+    store.put_config(entry("h.example.com", "a"))
+    store.put_config(entry("h.example.com", "b", ports=more))
+    store.put_config(entry("h.example.com", "c", resolution="NONE"))
+    group = store.snapshot().services["h.example.com"]
+    assert [[port.number for port in one.ports] for one in group] == [[443, 80], [443]]
+    store.drop_config(Key("ServiceEntry", "bookinfo", "a"))
+    group = store.snapshot().services["h.example.com"]
+    assert [[port.number for port in one.ports] for one in group] == [[80], [443]]
+
+
+def test_a_service_selects_workload_entries(store: RegistryStore) -> None:
+    """By the labels of spec and object; the port by its name there, else the Service's target."""
+    vm = config("WorkloadEntry", {"address": "10.9.0.1", "serviceAccount": "vm"}, "vm")
+    labelled = replace(vm, meta=replace(vm.meta, labels={"app": "reviews"}))
+    store.put_config(labelled)
+    assert (
+        KEY
+        in store.put(service(ports=[{"name": "http", "port": 80, "targetPort": 8080}])).endpoints
+    )
+    (endpoint,) = store.endpoints.endpoints(*KEY)
+    assert (endpoint.address, endpoint.port, endpoint.tls_mode) == ("10.9.0.1", 8080, "istio")
+    ports = replace(labelled, spec=msgspec.structs.replace(vm.spec, ports={"http": 8081}))
+    assert KEY in store.put_config(ports).endpoints
+    assert [e.port for e in store.endpoints.endpoints(*KEY)] == [8081]
+    found = store.snapshot().workload("10.9.0.1")
+    assert found is not None
+    assert [t.target_port for t in store.snapshot().service_targets(found)] == [8081]
+    assert KEY in store.put_config(vm).endpoints
+    assert store.endpoints.endpoints(*KEY) == ()
+
+
+@pytest.mark.parametrize(
+    ("checked", "healthy", "health"),
+    [
+        ("true", None, Health.UNHEALTHY), ("true", True, Health.HEALTHY), ("true", False, Health.UNHEALTHY),
+        ("", None, Health.HEALTHY), ("", False, Health.UNHEALTHY),
+    ],
+)  # fmt: skip
+def test_health_of_a_workload_entry(
+    store: RegistryStore, checked: str, healthy: bool | None, health: Health
+) -> None:
+    notes = {"proxy.istio.io/health-checks-enabled": checked} if checked else {}
+    vm = config(
+        "WorkloadEntry",
+        {"address": "10.9.0.1", "labels": {"app": "reviews"}},
+        "vm",
+        annotations=notes,
+    )
+    store.put(service())
+    store.put_config(with_status(vm, healthy=healthy))
+    assert [e.health for e in store.endpoints.endpoints(*KEY)] == [health]
 
 
 def test_static_entry_and_its_workload(store: RegistryStore) -> None:

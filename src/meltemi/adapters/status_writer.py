@@ -22,6 +22,7 @@ from meltemi.config.kinds import KINDS
 from meltemi.kit.clock import Clock
 from meltemi.kit.limits import TokenBucket
 from meltemi.model.config import Key
+from meltemi.model.frozen import EMPTY_MAP
 from meltemi.model.origin import Finding
 
 log = structlog.get_logger("status")
@@ -50,9 +51,14 @@ class StatusBook:
 
 
 def status_of(
-    findings: Iterable[Finding], used: bool, generation: int, before: Mapping[str, Any], now: float
+    findings: Iterable[Finding],
+    used: bool,
+    generation: int,
+    before: Mapping[str, Any],
+    now: float,
+    more: Mapping[str, Any] = EMPTY_MAP,
 ) -> dict[str, Any] | None:
-    """The status that an object should have; None when ``before`` says the same.
+    """The status that an object should have; None when ``before`` says the same. ``more`` is what its kind adds.
 
     Times are kept while the condition stays, so that an unchanged status is equal.
     """
@@ -69,6 +75,7 @@ def status_of(
     wanted: dict[str, Any] = {
         "observedGeneration": str(generation),
         "validationMessages": [_message(finding) for finding in found],
+        **more,
     }
     conditions = [c for c in before.get("conditions") or () if isinstance(c, Mapping)]
     old = next((c for c in conditions if c.get("type") == "Reconciled"), {})
@@ -140,7 +147,14 @@ class StatusWriter:
         findings = await self._findings()
         for key, (generation, before) in list(self._book.held.items()):
             used = key in self._world.configs
-            wanted = status_of(findings.get(key, ()), used, generation, before, self._clock.now())
+            wanted = status_of(
+                findings.get(key, ()),
+                used,
+                generation,
+                before,
+                self._clock.now(),
+                self._addresses(key),
+            )
             if wanted is None:
                 continue
             if not self._leader.leading:
@@ -149,6 +163,13 @@ class StatusWriter:
             if pause:
                 await asyncio.sleep(pause)
             await self._write(key, wanted)
+
+    def _addresses(self, key: Key) -> Mapping[str, Any]:
+        """A ServiceEntry's automatic addresses: from now on they are its own."""
+        config = self._world.configs.get(key)
+        if key.kind != "ServiceEntry" or config is None:
+            return EMPTY_MAP
+        return {"addresses": self._world.registry.status_addresses(config)}
 
     async def _findings(self) -> dict[Key, list[Finding]]:
         world = self._world

@@ -104,18 +104,8 @@ class Compiler:
             workload_name=proxy.workload,
             locality=workload.locality if workload is not None else "",
             network=workload.network if workload is not None else "",
-            metadata=self._metadata(proxy),
+            metadata={**proxy.metadata, **({"NODE_NAME": proxy.node} if proxy.node else {})},
         )
-
-    def _metadata(self, proxy: OfflineProxy) -> dict[str, Any]:
-        """What the injector would tell the proxy of the mesh's settings: ISTIO_META_* variables, by their names."""
-        given = self.mesh.mesh.default_config.proxy_metadata or {}
-        found = {
-            name.removeprefix("ISTIO_META_"): value
-            for name, value in given.items()
-            if name.startswith("ISTIO_META_")
-        }
-        return {**found, "NODE_NAME": proxy.node} if proxy.node else found
 
 
 def choose(proxies: Iterable[OfflineProxy], wanted: str) -> list[OfflineProxy]:

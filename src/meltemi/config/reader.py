@@ -21,7 +21,7 @@ from meltemi.config.durations import parse_duration
 from meltemi.config.paths import item, join
 from meltemi.config.shapes import Choice, ListOf, MapOf, Record, Scalar, Shape, record
 from meltemi.config.yaml_source import RawObject, raw_object
-from meltemi.model.config import Config, Meta
+from meltemi.model.config import NO_STATUS, Config, Meta, Status
 from meltemi.model.fields import Spec
 from meltemi.model.frozen import EMPTY_MAP, FrozenMap, freeze
 from meltemi.model.origin import Finding, Level
@@ -389,4 +389,27 @@ def decode_as(
     spec = decode_spec(cls, {} if given is None else given, "spec", report)
     if spec is None:
         return None, report.findings
-    return Config(kind, meta, spec, raw.source_map), report.findings
+    status = _status(kind, body.get("status"))
+    return Config(kind, meta, spec, raw.source_map, status=status), report.findings
+
+
+def _status(kind: str, value: Any) -> Status:
+    """What the mesh reads of a status. Controllers write it, so what has another form is left out without a word."""
+    if not isinstance(value, Mapping):
+        return NO_STATUS
+    if kind == "ServiceEntry":
+        pairs = ((e.get("host"), e.get("value")) for e in _maps(value.get("addresses")))
+        return Status(
+            addresses=tuple((h, v) for h, v in pairs if isinstance(h, str) and isinstance(v, str))
+        )
+    if kind == "WorkloadEntry":
+        for condition in _maps(value.get("conditions")):
+            if condition.get("type") == "Healthy":
+                return Status(healthy=condition.get("status") == "True")
+    return NO_STATUS
+
+
+def _maps(value: Any) -> list[Mapping[str, Any]]:
+    return (
+        [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+    )

@@ -46,6 +46,21 @@ class Meta:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """The part of an object's status that the mesh itself reads.
+
+    ``addresses``: (host, address) that a ServiceEntry was given before; they stay its own. ``healthy``: what the agent of
+    a WorkloadEntry found, None when it has not said.
+    """
+
+    addresses: tuple[tuple[str, str], ...] = ()
+    healthy: bool | None = None
+
+
+NO_STATUS = Status()
+
+
+@dataclass(frozen=True, slots=True)
 class SourceMap:
     """Lines of one object: field path -> (line, column). Empty for objects from a cluster."""
 
@@ -67,6 +82,7 @@ class Config(Generic[SpecT]):
     source_map: SourceMap = field(default_factory=SourceMap, compare=False, repr=False)
     # Set on objects that were converted (from an Ingress, a Gateway API route): what people wrote.
     written_as: Origin | None = field(default=None, compare=False, repr=False)
+    status: Status = NO_STATUS
 
     @property
     def key(self) -> Key:

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from meltemi.model.config import EMPTY, Meta
 from meltemi.model.origin import Origin
 
+# Values of ``trafficDistribution``: who is asked first. Nothing has to fail for it, unlike in locality failover.
+PREFER_SAME_ZONE = ("PreferClose", "PreferSameZone")
+PREFER_SAME_NODE = "PreferSameNode"
+
 
 class Protocol(enum.Enum):
     """What a port speaks. UNSUPPORTED means unknown: Envoy sniffs it (Istio's protocol selection)."""
@@ -117,8 +121,10 @@ class Service:
         return self.meta.namespace
 
     def port(self, number: int) -> Port | None:
-        """The port with this number, if any."""
-        return next((p for p in self.ports if p.number == number), None)
+        """The port with this number, if any; UDP, which may share a number with TCP, is not proxied."""
+        return next(
+            (p for p in self.ports if p.number == number and p.protocol is not Protocol.UDP), None
+        )
 
 
 class Health(enum.Enum):

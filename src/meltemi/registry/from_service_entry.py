@@ -1,13 +1,12 @@
 """ServiceEntries and WorkloadEntries -> services, endpoints and workloads.
 
-Pure functions; ``registry.store`` keeps the objects and calls them. Automatic addresses come from 240.240.0.0/16 and depend only on
-the set of entries: every replica, and every restart, gives the same ones.
+Pure functions; ``registry.store`` keeps the objects and calls them.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from meltemi.model.config import Config
 from meltemi.model.frozen import FrozenMap
@@ -15,10 +14,10 @@ from meltemi.model.names import spiffe_id
 from meltemi.model.service import Endpoint, Health, Port, Resolution, Service, Workload
 from meltemi.model.topology import ServiceEntry, WorkloadEntry
 from meltemi.registry.from_kubernetes import TLS_MODE, RegistrySettings
-from meltemi.registry.index import ServiceKey, target_port
+from meltemi.registry.index import WORKLOAD_ENTRY, ServiceKey, target_port
 from meltemi.registry.protocol import parse_protocol
 
-AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip"
+HEALTH_CHECKS = "proxy.istio.io/health-checks-enabled"
 _RESOLUTION = {
     "NONE": Resolution.PASSTHROUGH,
     "STATIC": Resolution.CLIENT_SIDE_LB,
@@ -26,43 +25,10 @@ _RESOLUTION = {
     "DNS_ROUND_ROBIN": Resolution.DNS_ROUND_ROBIN_LB,
     "DYNAMIC_DNS": Resolution.DYNAMIC_DNS,
 }
-_POOL = 255 * 254  # 240.240.<0..254>.<1..254>: the last byte is never 0 or 255
-
-
-def allocates(config: Config[ServiceEntry]) -> bool:
-    """True when the hosts of an entry get automatic addresses: it lists none, resolves to something, and does not opt out."""
-    spec = config.spec
-    return (
-        not spec.addresses
-        and spec.resolution != "NONE"
-        and config.meta.labels.get(AUTO_ALLOCATE, "true").lower() != "false"
-    )
-
-
-def allocate(entries: Iterable[Config[ServiceEntry]]) -> dict[ServiceKey, str]:
-    """An address per host: a hash of its name, moved on while taken. Older entries choose first, so a new one moves none."""
-    given: dict[ServiceKey, str] = {}
-    taken: set[int] = set()
-    ordered = sorted(entries, key=lambda c: (c.meta.created, c.meta.namespace, c.meta.name))
-    for config in ordered:
-        if not allocates(config):
-            continue
-        for host in config.spec.hosts:
-            key = ServiceKey(host, config.meta.namespace)
-            if "*" in host or key in given:
-                continue
-            if len(taken) == _POOL:
-                return given
-            slot = zlib.crc32(f"{key.namespace}/{host}".encode()) % _POOL
-            while slot in taken:
-                slot = (slot + 1) % _POOL
-            taken.add(slot)
-            given[key] = f"240.240.{slot // 254}.{slot % 254 + 1}"
-    return given
 
 
 def services_from_entry(
-    config: Config[ServiceEntry], allocated: Mapping[ServiceKey, str]
+    config: Config[ServiceEntry], allocated: Mapping[ServiceKey, tuple[str, ...]]
 ) -> tuple[Service, ...]:
     """One service per host."""
     spec = config.spec
@@ -77,14 +43,14 @@ def services_from_entry(
     )
     found = []
     for index, host in enumerate(dict.fromkeys(spec.hosts)):
-        auto = allocated.get(ServiceKey(host, config.meta.namespace), "")
+        key = ServiceKey(host, config.meta.namespace)
         found.append(
             Service(
                 hostname=host,
                 meta=config.meta,
                 ports=ports,
                 addresses=spec.addresses,
-                auto_allocated=(auto,) if auto else (),
+                auto_allocated=() if spec.addresses else allocated.get(key, ()),
                 resolution=_RESOLUTION[spec.resolution],
                 mesh_external=spec.location == "MESH_EXTERNAL",
                 registry="External",
@@ -97,6 +63,44 @@ def services_from_entry(
             )
         )
     return tuple(found)
+
+
+def merge_entries(services: Iterable[Service]) -> tuple[Service, ...]:
+    """Services of one host, oldest first, with the ports that several ServiceEntries of a namespace add up to.
+
+    Entries add up when they are found in the same way and seen by the same namespaces; a port number or name that an older
+    entry has stays its own. Others are kept apart, and the older one holds.
+    """
+    merged: list[Service] = []
+    for service in services:
+        for index, known in enumerate(merged):
+            if _adds_up(known, service):
+                names = {port.name for port in known.ports}
+                numbers = {port.number for port in known.ports}
+                more = tuple(
+                    port
+                    for port in service.ports
+                    if port.name not in names and port.number not in numbers
+                )
+                merged[index] = replace(known, ports=known.ports + more)
+                break
+        else:
+            merged.append(service)
+    return tuple(merged)
+
+
+def _adds_up(one: Service, two: Service) -> bool:
+    def how(service: Service) -> tuple[object, ...]:
+        return (
+            service.registry,
+            service.namespace,
+            service.resolution,
+            service.mesh_external,
+            service.export_to,
+            service.addresses,
+        )
+
+    return one.registry == "External" and how(one) == how(two)
 
 
 def entry_ports(spec: ServiceEntry, endpoint: WorkloadEntry) -> Mapping[str, int]:
@@ -171,24 +175,37 @@ def _endpoint(
 def _selected(
     workload: Workload, port_name: str, config: Config[ServiceEntry], settings: RegistrySettings
 ) -> Iterable[Endpoint]:
-    """Endpoints of a selected workload for one port, one per address."""
+    """Endpoints of a selected workload for one port of an entry, one per address."""
     port = next(p for p in config.spec.ports if p.name == port_name)
-    own = dict(workload.ports)
-    if workload.workload_kind == "WorkloadEntry":
-        number = own.get(port_name) or port.target_port or port.number
-        tls_mode = workload.labels.get(TLS_MODE) or (
-            "istio" if workload.service_account else "disabled"
-        )
-    else:
-        default = Port(port.name, port.number, parse_protocol(port.protocol), port.target_port)
-        number = target_port(default, workload)
-        tls_mode = workload.labels.get(TLS_MODE, "disabled")
+    default = Port(port.name, port.number, parse_protocol(port.protocol), port.target_port)
+    return _workload_endpoints(workload, default, settings)
+
+
+def endpoints_of_workload_entries(
+    service: Service, workloads: Iterable[Workload], settings: RegistrySettings
+) -> tuple[Endpoint, ...]:
+    """Endpoints of a Kubernetes Service on the WorkloadEntries that its selector chose."""
+    return tuple(
+        endpoint
+        for workload in workloads
+        for port in service.ports
+        for endpoint in _workload_endpoints(workload, port, settings)
+    )
+
+
+def _workload_endpoints(
+    workload: Workload, port: Port, settings: RegistrySettings
+) -> Iterable[Endpoint]:
+    """One per address. A WorkloadEntry with an identity speaks mTLS unless its label says otherwise; a pod's label says it."""
     account = workload.service_account
+    secure = account and workload.workload_kind == WORKLOAD_ENTRY
+    tls_mode = workload.labels.get(TLS_MODE) or ("istio" if secure else "disabled")
+    number = target_port(port, workload)
     for address in workload.addresses:
         yield Endpoint(
             address=address,
             port=0 if address.startswith("unix://") else number,
-            service_port=port_name,
+            service_port=port.name,
             labels=workload.labels,
             service_account=spiffe_id(settings.trust_domain, workload.namespace, account)
             if account
@@ -205,22 +222,29 @@ def _selected(
         )
 
 
+def entry_labels(config: Config[WorkloadEntry]) -> Mapping[str, str]:
+    """Labels of a WorkloadEntry: its spec's, and those of the object itself, which win."""
+    return FrozenMap({**config.spec.labels, **config.meta.labels})
+
+
 def workload_from_entry(config: Config[WorkloadEntry], settings: RegistrySettings) -> Workload:
-    """A WorkloadEntry as a workload."""
+    """A WorkloadEntry as a workload. Where its agent checks its health, it is ready when that was reported."""
     spec = config.spec
+    checked = config.meta.annotations.get(HEALTH_CHECKS) == "true"
+    labels = entry_labels(config)
     return Workload(
         name=config.meta.name,
         namespace=config.meta.namespace,
         addresses=(spec.address,) if spec.address else (),
-        labels=spec.labels,
+        labels=labels,
         service_account=spec.service_account,
         workload_name=config.meta.name,
-        workload_kind="WorkloadEntry",
+        workload_kind=WORKLOAD_ENTRY,
         locality=spec.locality,
-        network=spec.network or spec.labels.get("topology.istio.io/network", ""),
+        network=spec.network or labels.get("topology.istio.io/network", ""),
         cluster=settings.cluster_id,
         ports=tuple(spec.ports.items()),
-        ready=True,
+        ready=config.status.healthy is True or (not checked and config.status.healthy is None),
         weight=spec.weight,
         annotations=config.meta.annotations,
     )

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from meltemi.model.frozen import EMPTY_MAP, FrozenMap
 from meltemi.model.service import Endpoint, Port, Service, Workload
 
+WORKLOAD_ENTRY = "WorkloadEntry"  # kind of a workload that no pod stands for
+
 
 class ServiceKey(NamedTuple):
     """Identity of a service: two namespaces may define the same host."""
@@ -142,7 +144,13 @@ class Registry:
 
 
 def target_port(port: Port, workload: Workload) -> int:
-    """The workload's own port for a service port; 0 when it declares no port of that name."""
+    """The workload's own port for a service port; 0 when it declares no port of that name.
+
+    A WorkloadEntry gives its ports by the name of the service's port; a pod's are named for themselves.
+    """
+    if workload.workload_kind == WORKLOAD_ENTRY:
+        own = dict(workload.ports)
+        return own.get(port.name) or own.get(port.target_name) or port.target_port or port.number
     if port.target_name:
         return next((number for name, number in workload.ports if name == port.target_name), 0)
     return port.target_port or port.number

@@ -17,18 +17,22 @@ import msgspec
 
 from meltemi.config.decode import RawObject, load, parse_yaml
 from meltemi.config.ingress import convert_ingresses
-from meltemi.config.mesh import parse_mesh_config
+from meltemi.config.mesh import parse_mesh_config, parse_proxy_config
 from meltemi.model import ingress as net
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.frozen import EMPTY_MAP, FrozenMap
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.origin import Finding, Level, Origin
-from meltemi.registry.from_kubernetes import SERVICE_NAME, TLS_MODE
+from meltemi.registry.from_kubernetes import TLS_MODE
+from meltemi.registry.from_service_entry import entry_labels
+from meltemi.registry.offline_slices import add_slices, container_ports, holds
 
 CONTROLLERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
 )
+PROXY_CONFIG = "proxy.istio.io/config"
+_META = "ISTIO_META_"
 INJECT = "sidecar.istio.io/inject"
 NAMESPACE_INJECT = "istio-injection"
 MESH_CONFIG_MAP = "istio"
@@ -83,6 +87,8 @@ class OfflineProxy:
     injected: bool = True
     ports: tuple[tuple[str, int], ...] = ()
     node: str = ""
+    # What the proxy tells of itself because its settings say so: ISTIO_META_* variables, by their names.
+    metadata: Mapping[str, str] = EMPTY_MAP
     origin: Origin = field(default_factory=Origin, compare=False)
 
     @property
@@ -190,7 +196,7 @@ def complete(
     _make_pods(made, templates, plan)
     _make_gateways(made, plan)
     _add_entries(made)
-    _make_slices(made)
+    add_slices(made.natives)
     return made
 
 
@@ -321,10 +327,6 @@ def _gateway_selectors(made: OfflineMesh) -> list[Mapping[str, str]]:
     ]
 
 
-def _holds(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return all(labels.get(name) == value for name, value in selector.items())
-
-
 def _is_router(made: OfflineMesh, pod: k8s.Pod) -> bool:
     """A gateway: its pod runs the gateway template, or a Gateway selects it and it runs nothing of its own."""
     notes, labels = k8s.annotations_of(pod.metadata), k8s.labels_of(pod.metadata)
@@ -332,7 +334,7 @@ def _is_router(made: OfflineMesh, pod: k8s.Pod) -> bool:
         return True
     names = [container.name for container in pod.spec.containers or ()]
     own = [name for name in names if name != "istio-proxy"]
-    return not own and any(_holds(selector, labels) for selector in _gateway_selectors(made))
+    return not own and any(holds(selector, labels) for selector in _gateway_selectors(made))
 
 
 def _make_pods(made: OfflineMesh, templates: Mapping[Key, _Template], plan: AddressPlan) -> None:
@@ -372,19 +374,21 @@ def _make_pod(made: OfflineMesh, template: _Template, name: str, plan: AddressPl
             service_account=spec.service_account_name or "default",
             router=router,
             injected=injected or router,
-            ports=_container_ports(spec),
+            ports=container_ports(spec),
             node=spec.node_name,
+            metadata=_metadata(made, k8s.annotations_of(pod.metadata)),
             origin=made.places[key],
         )
     )
 
 
-def _container_ports(spec: k8s.PodSpec) -> tuple[tuple[str, int], ...]:
-    return tuple(
-        (port.name, port.container_port)
-        for container in (*(spec.init_containers or ()), *(spec.containers or ()))
-        for port in container.ports or ()
-        if port.protocol == "TCP"
+def _metadata(made: OfflineMesh, annotations: Mapping[str, str] = EMPTY_MAP) -> Mapping[str, str]:
+    """Metadata that the mesh's ``proxyMetadata`` gives to a proxy, and the annotation of its pod."""
+    settings, _ = parse_proxy_config(annotations.get(PROXY_CONFIG, ""), made.mesh.default_config)
+    return FrozenMap(
+        (name.removeprefix(_META), value)
+        for name, value in settings.proxy_metadata.items()
+        if name.startswith(_META)
     )
 
 
@@ -394,7 +398,7 @@ def _make_gateways(made: OfflineMesh, plan: AddressPlan) -> None:
         if key.kind != "Gateway" or not config.spec.selector:
             continue
         selector = config.spec.selector
-        chosen = [proxy for proxy in made.proxies if _holds(selector, proxy.labels)]
+        chosen = [proxy for proxy in made.proxies if holds(selector, proxy.labels)]
         if chosen:
             continue
         name = selector.get("istio") or selector.get("app") or config.meta.name
@@ -419,6 +423,7 @@ def _make_gateways(made: OfflineMesh, plan: AddressPlan) -> None:
                 labels=FrozenMap(labels),
                 service_account=account,
                 router=True,
+                metadata=_metadata(made),
                 origin=config.origin("spec.selector"),
             )
         )
@@ -430,7 +435,7 @@ def _add_entries(made: OfflineMesh) -> None:
         if key.kind != "WorkloadEntry":
             continue
         spec = config.spec
-        labels = FrozenMap({**config.meta.labels, **spec.labels})
+        labels = entry_labels(config)
         made.proxies.append(
             OfflineProxy(
                 name=key.name,
@@ -442,83 +447,10 @@ def _add_entries(made: OfflineMesh) -> None:
                 service_account=spec.service_account or "default",
                 injected=labels.get(TLS_MODE) == "istio" or bool(spec.service_account),
                 ports=tuple(spec.ports.items()),
+                metadata=_metadata(made, config.meta.annotations),
                 origin=config.origin("spec"),
             )
         )
-
-
-# --- endpoints --------------------------------------------------------------------------------------
-
-
-def _make_slices(made: OfflineMesh) -> None:
-    """What the EndpointSlice controller would write, for Services that have no slice among the objects."""
-    sliced = {
-        (key.namespace, (value.metadata.labels or {}).get(SERVICE_NAME, ""))
-        for key, value in made.natives.items()
-        if isinstance(value, k8s.EndpointSlice)
-    }
-    by_namespace: dict[str, list[k8s.Pod]] = {}
-    by_label: dict[tuple[str, str, str], list[k8s.Pod]] = {}
-    for pod in made.of_kind(k8s.Pod):
-        by_namespace.setdefault(pod.metadata.namespace, []).append(pod)
-        for name, value in (pod.metadata.labels or {}).items():
-            by_label.setdefault((pod.metadata.namespace, name, value), []).append(pod)
-    for service in made.of_kind(k8s.Service):
-        space, name = service.metadata.namespace, service.metadata.name
-        selector = service.spec.selector
-        if not selector or (space, name) in sliced:
-            continue
-        first = next(iter(selector.items()))
-        chosen = [
-            pod
-            for pod in by_label.get((space, *first), ())
-            if _holds(selector, pod.metadata.labels or {})
-        ]
-        for index, piece in enumerate(_slices(service, chosen), 1):
-            key = Key("EndpointSlice", space, f"{name}-{index}")
-            made.natives[key] = msgspec.structs.replace(
-                piece, metadata=msgspec.structs.replace(piece.metadata, name=key.name)
-            )
-
-
-def _slices(service: k8s.Service, pods: list[k8s.Pod]) -> list[k8s.EndpointSlice]:
-    """One slice per set of port numbers: a named target port may differ from pod to pod."""
-    groups: dict[tuple[k8s.EndpointPort, ...], list[k8s.SliceEndpoint]] = {}
-    for pod in pods:
-        ports = tuple(
-            k8s.EndpointPort(port.name, port.protocol, number, port.app_protocol)
-            for port in service.spec.ports or ()
-            if (number := _target(port, pod))
-        )
-        named = pod.spec.hostname if pod.spec.hostname and service.spec.cluster_ip == "None" else ""
-        groups.setdefault(ports, []).append(
-            k8s.SliceEndpoint(
-                addresses=(pod.status.pod_ip,),
-                conditions=k8s.EndpointConditions(ready=True),
-                hostname=named or None,
-                target_ref=k8s.ObjectReference("Pod", pod.metadata.name, pod.metadata.namespace),
-                node_name=pod.spec.node_name or None,
-            )
-        )
-    metadata = k8s.ObjectMeta(
-        namespace=service.metadata.namespace, labels={SERVICE_NAME: service.metadata.name}
-    )
-    return [
-        k8s.EndpointSlice(metadata, endpoints=tuple(members), ports=ports)
-        for ports, members in groups.items()
-    ]
-
-
-def _target(port: k8s.ServicePort, pod: k8s.Pod) -> int:
-    """The pod's port for a Service port; 0 when the pod does not have the named one."""
-    wanted = port.target_port
-    if wanted is None or wanted in (0, ""):
-        return port.port
-    if isinstance(wanted, int):
-        return wanted
-    if wanted.isdigit():
-        return int(wanted)
-    return next((number for name, number in _container_ports(pod.spec) if name == wanted), 0)
 
 
 def secret_bytes(secret: k8s.Secret) -> dict[str, bytes]:

@@ -25,10 +25,11 @@ from meltemi.model.frozen import FrozenMap
 from meltemi.model.names import kube_hostname
 from meltemi.model.service import Service, Workload
 from meltemi.model.topology import ServiceEntry, WorkloadEntry
+from meltemi.registry import allocation
 from meltemi.registry import from_kubernetes as kube
 from meltemi.registry import from_service_entry as entries
 from meltemi.registry.from_kubernetes import RegistrySettings
-from meltemi.registry.index import EndpointIndex, Registry, ServiceKey
+from meltemi.registry.index import WORKLOAD_ENTRY, EndpointIndex, Registry, ServiceKey
 
 _Name = tuple[str, str]  # (namespace, name)
 
@@ -81,7 +82,7 @@ class RegistryStore:
         self._entry_services: dict[_Name, tuple[Service, ...]] = {}
         self._entries_of: dict[ServiceKey, set[_Name]] = {}
         self._selecting: dict[str, set[_Name]] = {}  # namespace -> entries with a selector
-        self._allocated: dict[ServiceKey, str] = {}
+        self._allocated: dict[ServiceKey, tuple[str, ...]] = {}
         self._pending: dict[_Name, frozenset[_Name]] = {}  # slice -> pods it waits for
         self._snapshot: Registry | None = None
 
@@ -127,6 +128,7 @@ class RegistryStore:
             if gone is None:
                 return _NOTHING
             changes = self._service_changed(gone.hostname)
+            changes |= self._on_workload_entries(where, None)
             return changes | self._reslice(self._slices_of.get(where, ()))
         if kind == "Node":
             self._nodes.pop(name, None)
@@ -141,9 +143,25 @@ class RegistryStore:
             return _NOTHING
         self._services[where] = service
         changes = self._service_changed(service.hostname)
+        changes |= self._on_workload_entries(where, service)
         if before is None or before.publish_not_ready != service.publish_not_ready:
             changes |= self._reslice(self._slices_of.get(where, ()))
         return changes
+
+    def _on_workload_entries(self, where: _Name, service: Service | None) -> Changes:
+        """Endpoints of a Service on WorkloadEntries, which no EndpointSlice knows. None: the Service is gone."""
+        key, shard = self._kube_key(*where), f"WorkloadEntry/{where[0]}/{where[1]}"
+        if service is None or not service.selector_labels:
+            changed = self.endpoints.remove(key, shard)
+        else:
+            chosen = [
+                workload
+                for (namespace, _), workload in sorted(self._entry_workloads.items())
+                if namespace == where[0] and _holds(service.selector_labels, workload)
+            ]
+            found = entries.endpoints_of_workload_entries(service, chosen, self.settings)
+            changed = self.endpoints.set(key, shard, found)
+        return Changes(endpoints=frozenset((key,))) if changed else _NOTHING
 
     def _service_changed(self, *hostnames: str) -> Changes:
         self._snapshot = None
@@ -252,7 +270,14 @@ class RegistryStore:
             config = self._entries[name]
             if _chosen(config, before) or _chosen(config, after):
                 changed |= self._entry_endpoints(config)
-        return Changes(endpoints=frozenset(changed), workloads=frozenset((where,)))
+        changes = Changes(endpoints=frozenset(changed), workloads=frozenset((where,)))
+        if any(w is not None and w.workload_kind == WORKLOAD_ENTRY for w in (before, after)):
+            for name, service in self._services.items():
+                if name[0] == where[0] and any(
+                    _holds(service.selector_labels, w) for w in (before, after)
+                ):
+                    changes |= self._on_workload_entries(name, service)
+        return changes
 
     def _put_node(self, node: k8s.Node) -> Changes:
         name = node.metadata.name
@@ -308,10 +333,10 @@ class RegistryStore:
         """Some entries differ: their services and endpoints, and those of entries whose automatic address moved."""
         allocated = self._allocated
         if any(
-            where not in self._entries or entries.allocates(self._entries[where])
+            where not in self._entries or allocation.allocates(self._entries[where])
             for where in touched
         ):
-            allocated = entries.allocate(self._entries.values())
+            allocated = allocation.allocate(self._entries.values())
         moved = {
             where
             for key in self._allocated.keys() | allocated.keys()
@@ -370,6 +395,10 @@ class RegistryStore:
         where = (namespace, name)
         return self._workloads.get(where) or self._entry_workloads.get(where)
 
+    def status_addresses(self, config: Config[ServiceEntry]) -> list[dict[str, str]]:
+        """What ``status.addresses`` of a ServiceEntry shall say."""
+        return allocation.status_addresses(config, self._allocated)
+
     def snapshot(self) -> Registry:
         """Services and workloads as they are now; the same object while nothing changed."""
         if self._snapshot is not None:
@@ -387,7 +416,7 @@ class RegistryStore:
             for address in workload.addresses:
                 workloads.setdefault(address, []).append(workload)
         self._snapshot = Registry(
-            FrozenMap((host, tuple(group)) for host, group in services.items()),
+            FrozenMap((host, entries.merge_entries(group)) for host, group in services.items()),
             FrozenMap((address, tuple(group)) for address, group in workloads.items()),
             FrozenMap(
                 (ServiceKey(host, config.meta.namespace), entries.entry_addresses(config))
@@ -429,10 +458,14 @@ def _pods_of(source: k8s.EndpointSlice | None) -> set[_Name]:
 def _chosen(config: Config[ServiceEntry], workload: Workload | None) -> bool:
     """True when an entry's selector selects a workload of its namespace."""
     selector = config.spec.workload_selector
-    if selector is None or workload is None:
-        return False
-    labels: Mapping[str, str] = workload.labels
-    return all(labels.get(key) == value for key, value in selector.labels.items())
+    return selector is not None and _holds(selector.labels, workload)
+
+
+def _holds(selector: Mapping[str, str], workload: Workload | None) -> bool:
+    """True when a workload has all labels of a selector."""
+    return workload is not None and all(
+        workload.labels.get(key) == value for key, value in selector.items()
+    )
 
 
 def _shard(settings: RegistrySettings, where: _Name) -> str:

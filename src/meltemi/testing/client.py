@@ -110,7 +110,7 @@ class Client:
         response.certificate = names
         if target.source[1] and response.first is None:
             # Its own proxy saw bytes, not HTTP: what it did is in its log of the connection, which ended just now.
-            seen = self._rig.tcp_logs.hops(target.source, expected=1)
+            seen = self._rig.tcp_logs.hops(target.source, lambda hop: True)
             response.hops = (*seen, *response.hops)
         self._note(response)
         return response
@@ -350,7 +350,9 @@ class Client:
         def find(deadline_s: float) -> Exchange:
             hops: tuple[Hop, ...] = ()
             if target.source[1]:
-                hops = self._rig.tcp_logs.hops(target.source, expected=2, deadline_s=deadline_s)
+                hops = self._rig.tcp_logs.hops(
+                    target.source, self._rig.is_last, deadline_s=deadline_s
+                )
             exchange = Exchange(sent, hops, self._explainer)
             self._note(exchange)
             return exchange

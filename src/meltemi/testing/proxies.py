@@ -46,7 +46,11 @@ def settings_of(proxy: OfflineProxy, trust_domain: str) -> ProxySettings:
         labels=dict(proxy.labels),
         annotations=dict(proxy.annotations),
         trust_domain=trust_domain,
-        metadata={"WORKLOAD_NAME": proxy.workload, "CLUSTER_ID": "Kubernetes"},
+        metadata={
+            **proxy.metadata,
+            "WORKLOAD_NAME": proxy.workload,
+            "CLUSTER_ID": "Kubernetes",
+        },
     )
 
 

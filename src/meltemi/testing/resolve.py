@@ -7,11 +7,14 @@ stand-ins outside the mesh; nothing is looked up in real DNS.
 from __future__ import annotations
 
 import itertools
+import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from meltemi.ir.proxy import ProxyIR
 from meltemi.model.service import Service
 from meltemi.registry.offline import OfflineProxy
+from meltemi.testing.rewire import PLACE_TLV
 from meltemi.testing.rig import Rig
 
 _PORTS = itertools.cycle(range(2_000, 60_000))
@@ -72,7 +75,7 @@ def name_address(rig: Rig, host: str, port: int, namespace: str, *, capture: boo
         return "127.0.0.1"
     service = find_service(rig, host, namespace)
     if service is None:
-        return rig.outside(host, port)[0]
+        return _pod_address(rig, host, namespace) or rig.outside(host, port)[0]
     if service.external_name:
         return name_address(rig, service.external_name, port, namespace, capture=capture)
     single = [address for address in service.addresses if _literal(address)]
@@ -88,6 +91,17 @@ def name_address(rig: Rig, host: str, port: int, namespace: str, *, capture: boo
     return rig.outside(host, port)[0]
 
 
+def _pod_address(rig: Rig, host: str, namespace: str) -> str:
+    """The address of ``db-0.db``: a pod of a StatefulSet under its headless Service's name; '' for other names."""
+    pod, _, rest = host.partition(".")
+    service = find_service(rig, rest, namespace) if rest else None
+    if service is None or not service.headless:
+        return ""
+    index = rig.control.world.registry.endpoints
+    known = index.endpoints(service.hostname, service.namespace)
+    return next((endpoint.address for endpoint in known if endpoint.hostname == pod), "")
+
+
 def from_workload(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target:
     """A connection that a pod's application makes."""
     place = rig.place(proxy.id)
@@ -98,16 +112,43 @@ def from_workload(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target
         return Target((place.address, rig.port(port)))
     capture = rig.captures_dns(proxy)
     address = name_address(rig, host, port, proxy.namespace, capture=capture)
-    number = port
-    ir = rig.ir_of(proxy.id)
-    if rig.port(port) != port and rig.block.owns(address):
-        # Passed through, the destination is connected to as stated.
-        known = ir is not None and any(entry.port == port for entry in ir.listeners)
-        number = port if known else rig.port(port)
     source = (place.address, next(_PORTS))
-    header = f"PROXY TCP4 {source[0]} {address} {source[1]} {number}\r\n".encode()
+    header = _proxy_header(source, (address, port), rig.endpoint(address, port))
+    if _handed_over(rig.ir_of(proxy.id), place.address, address, port):
+        # What the first listener has read is not known to the one that the connection is handed to.
+        header *= 2
     listen = rig.control.world.mesh.proxy_listen_port
-    return Target((place.address, rig.port(listen)), header, (address, number), source)
+    return Target((place.address, rig.port(listen)), header, (address, port), source)
+
+
+def _handed_over(ir: ProxyIR | None, own: str, address: str, port: int) -> bool:
+    """Whether ``virtualOutbound`` hands connections for a destination to a listener of its own."""
+    return ir is not None and any(
+        entry.port == port
+        and entry.address in (address, "0.0.0.0")
+        and not entry.bind_to_port
+        and entry.pod_only != own
+        for entry in ir.listeners
+    )
+
+
+def _proxy_header(
+    source: tuple[str, int], stated: tuple[str, int], place: tuple[str, int]
+) -> bytes:
+    """A PROXY protocol header (version 2): the original destination, and where that is on this machine.
+
+    See HAProxy's proxy-protocol.txt, section 2.2.
+    """
+    ours, theirs = ip_address(source[0]), ip_address(stated[0])
+    addresses = ours.packed + theirs.packed
+    family = 0x11
+    if theirs.version == 6:
+        addresses = b"\0" * 10 + b"\xff" * 2 + ours.packed + theirs.packed
+        family = 0x21
+    text = f"{place[0]}:{place[1]}".encode()
+    rest = struct.pack("!BH", PLACE_TLV, len(text)) + text
+    body = addresses + struct.pack("!HH", source[1], stated[1]) + rest
+    return b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, family, len(body)) + body
 
 
 def from_outside(rig: Rig, host: str, port: int, namespace: str = "default") -> Target:

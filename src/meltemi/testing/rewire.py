@@ -5,7 +5,8 @@ protocol header, and a server's proxy is bound to the workload's own address and
 
 * listeners that capture, and those of gateways, bind the proxy's loopback address; ``virtualOutbound`` reads the original
   destination from the PROXY header instead of the socket option, ``virtualInbound`` is bound to every port of the workload
-  and needs neither;
+  and needs neither; the header also says where that destination is on this machine, which is told to the clusters that
+  connect to original destinations;
 * behind ``virtualInbound`` the way to the application is told by filter state: the same port at the application's address
   (in a pod, both have one address);
 * endpoint addresses outside the mesh become those of stand-ins, so that nothing leaves this machine;
@@ -57,6 +58,8 @@ _HCM = "envoy.filters.network.http_connection_manager"
 _TCP = "envoy.filters.network.tcp_proxy"
 _ORIGINAL_DST = "envoy.filters.listener.original_dst"
 _DESTINATION_STATE = "envoy.network.transport_socket.original_dst_address"
+PLACE_TLV = 0xE0  # of the PROXY header: where the destination is on this machine
+_PLACE = ("meltemi.testing", "place")
 _LOOPBACK = ("127.0.0.1", "0.0.0.0", "::1", "::")
 
 
@@ -209,16 +212,14 @@ def _listener(body: bytes, place: Place, ground: Ground) -> bytes:
     first: list[Any] = []
     if made.name == VIRTUAL_OUTBOUND:
         _read_proxy_header(made)
+        first = [_destination(f"%DYNAMIC_METADATA({':'.join(_PLACE)})%")]
     elif made.name == VIRTUAL_INBOUND:
         _without_original_destination(made)
         _move_ports(made, ground)
         first = [_destination(f"{place.app}:%DOWNSTREAM_LOCAL_PORT%")]
     elif not binds:
-        socket = made.address.socket_address
-        if socket.address not in _LOOPBACK:
-            there = ground.endpoint(socket.address, socket.port_value)
-            if there != (socket.address, socket.port_value):
-                first = [_destination(f"{there[0]}:{there[1]}")]
+        _read_proxy_header(made)
+        first = [_destination(f"%DYNAMIC_METADATA({':'.join(_PLACE)})%")]
     for chain in chains:
         if chain.HasField("transport_socket"):
             _certificates(chain.transport_socket)
@@ -248,9 +249,11 @@ def _bind(made: Any, place: Place, ports: Iterable[int], ground: Ground) -> None
 
 
 def _read_proxy_header(made: Any) -> None:
+    rule = proxy_protocol_pb2.ProxyProtocol.Rule(tlv_type=PLACE_TLV)
+    rule.on_tlv_present.metadata_namespace, rule.on_tlv_present.key = _PLACE
     proxy = listener_components_pb2.ListenerFilter(
         name="envoy.filters.listener.proxy_protocol",
-        typed_config=pack(proxy_protocol_pb2.ProxyProtocol()),
+        typed_config=pack(proxy_protocol_pb2.ProxyProtocol(rules=[rule])),
     )
     kept = [entry for entry in made.listener_filters if entry.name != _ORIGINAL_DST]
     del made.listener_filters[:]

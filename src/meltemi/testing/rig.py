@@ -27,6 +27,7 @@ from meltemi.registry.offline import AddressPlan, OfflineMesh, OfflineProxy, cou
 from meltemi.testing.addresses import Block
 from meltemi.testing.control import Control, until
 from meltemi.testing.forwarder import Forwarder
+from meltemi.testing.hops import Hop
 from meltemi.testing.identities import Identities
 from meltemi.testing.keeper import Keeper
 from meltemi.testing.proxies import Running, start_proxy
@@ -57,6 +58,7 @@ class Rig:
         self._places: dict[str, Place] = {}
         self._declared: dict[str, Place] = {}
         self._outside: dict[str, Who] = {}
+        self._asked: set[tuple[str, int]] = set()
         self._services: dict[str, Service] = {}
         self._settings = _quiet_logs()
         self._loop = asyncio.new_event_loop()
@@ -142,7 +144,13 @@ class Rig:
         where = (self.block.address("outside", host), self.port(port))
         if not self.standins.listens(*where):
             self._listen(where, self._stranger(host, port))
+            self._asked.add((host, port))
         return where
+
+    def _rename_stranger(self, host: str, port: int) -> None:
+        """Who answers for a host outside the mesh may have another name now."""
+        where = (self.block.address("outside", host), self.port(port))
+        self.standins.rename(*where, self._stranger(host, port))
 
     def _stranger(self, host: str, port: int) -> Who:
         known = self._outside.get(host)
@@ -179,6 +187,14 @@ class Rig:
                 return proxy
         return None
 
+    def is_last(self, hop: Hop) -> bool:
+        """Whether no other proxy of the mesh comes after this one on a connection's way."""
+        address = hop.endpoint.rpartition(":")[0]
+        return hop.direction == "inbound" or not any(
+            proxy.injected and self._places[proxy.id].address == address
+            for proxy in self.objects.proxies
+        )
+
     def who_at(self, address: str, port: int) -> Who | None:
         """Which stand-in answers at an address."""
         return self.standins.who(address, port)
@@ -189,10 +205,7 @@ class Rig:
 
     def captures_dns(self, proxy: OfflineProxy) -> bool:
         """Whether names of the proxy's pod are answered by DNS capture, hence with automatic addresses."""
-        value = proxy.annotations.get("proxy.istio.io/config", "")
-        mesh = self.objects.mesh.default_config.proxy_metadata or {}
-        own = "ISTIO_META_DNS_CAPTURE" in value and "true" in value.lower()
-        return own or str(mesh.get("ISTIO_META_DNS_CAPTURE", "")).lower() == "true"
+        return proxy.metadata.get("DNS_CAPTURE", "").lower() in ("true", "1")
 
     @contextlib.contextmanager
     def forwarder(self, target: Callable[[], Target]) -> Iterator[tuple[str, int]]:
@@ -250,6 +263,9 @@ class Rig:
             if proxy.address != address:
                 self._declared[proxy.address] = place
         self._outside = _strangers(objects)
+        for host, port in self._asked:
+            # Those of an earlier test answer under the names of this one.
+            self._rename_stranger(host, port)
 
     def _answer_for(self, proxy: OfflineProxy, place: Place) -> None:
         if proxy.router:

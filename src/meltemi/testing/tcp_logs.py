@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from envoy.data.accesslog.v3 import accesslog_pb2
@@ -52,10 +53,17 @@ class TcpLogs:
                 self._by_remote.popitem(last=False)
             self._changed.notify_all()
 
-    def hops(self, client: Address, *, expected: int, deadline_s: float = 2.0) -> tuple[Hop, ...]:
-        """The proxies of the connection that ``client`` made; waits for ``expected`` of them."""
+    def hops(
+        self, client: Address, is_last: Callable[[Hop], bool], *, deadline_s: float = 2.0
+    ) -> tuple[Hop, ...]:
+        """The proxies of the connection that ``client`` made; waits for one that ``is_last``."""
+
+        def complete() -> bool:
+            found = self._walk(client)
+            return bool(found) and is_last(found[-1])
+
         with self._changed:
-            self._changed.wait_for(lambda: len(self._walk(client)) >= expected, deadline_s)
+            self._changed.wait_for(complete, deadline_s)
             return tuple(self._walk(client))
 
     def _walk(self, client: Address) -> list[Hop]:
