@@ -13,8 +13,9 @@ from ipaddress import ip_address
 from meltemi.envoy.networks import across_networks
 from meltemi.envoy.wire import field_bytes, field_int, field_text, struct_of_text, wrapped_int
 from meltemi.ir.cluster import StaticEndpoint
-from meltemi.ir.endpoint import EndpointNeed, LocalityPolicy
+from meltemi.ir.endpoint import EndpointNeed
 from meltemi.ir.peer import mesh_metadata
+from meltemi.ir.ranking import locality_weights, priority_of
 from meltemi.ir.value import Pairs
 from meltemi.model.names import MESH_METADATA
 from meltemi.model.resource import Resource, resource_of
@@ -97,75 +98,16 @@ def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     ]
 
 
-def _shared_levels(mine: str, other: str) -> int:
-    """How many of region, zone and subzone agree, from the left."""
-    count = 0
-    for ours, theirs in zip(mine.split("/"), other.split("/"), strict=False):
-        if ours != theirs or not ours:
-            break
-        count += 1
-    return count
-
-
-def priority_of(need: EndpointNeed, endpoint: Endpoint) -> int:
-    """Lower is preferred. Istio's failover order: same subzone, zone, region, the failover region, the rest."""
-    policy = need.policy
-    if not policy.enabled:
-        return 0
-    if policy.priority_labels:
-        matched = 0
-        for label, wanted in policy.priority_labels:
-            if endpoint.labels.get(label, "") != wanted:
-                break
-            matched += 1
-        return len(policy.priority_labels) - matched
-    if not need.locality or policy.distribute:
-        return 0
-    shared = _shared_levels(need.locality, endpoint.locality)
-    if shared:
-        return 3 - min(shared, 3)
-    region = need.locality.split("/")[0]
-    target = dict(policy.failover).get(region)
-    if not target:
-        return 3
-    return 3 if endpoint.locality.split("/")[0] == target else 4
-
-
-def _distribution(policy: LocalityPolicy, locality: str) -> tuple[str, int] | None:
-    """The entry of ``distribute`` that covers a locality: the most specific one."""
-    best = None
-    for pattern, weight in policy.distribute:
-        prefix = pattern.rstrip("*").rstrip("/")
-        covered = not prefix or locality == prefix or locality.startswith(prefix + "/")
-        if covered and (best is None or len(pattern) > len(best[0])):
-            best = (pattern, weight)
-    return best
-
-
-def _locality_weights(need: EndpointNeed, localities: Iterable[str]) -> dict[str, int]:
-    """Weights of localities under ``distribute``; a share is split evenly by the localities it covers."""
-    covered: dict[tuple[str, int], list[str]] = {}
-    for locality in localities:
-        entry = _distribution(need.policy, locality)
-        if entry is not None:
-            covered.setdefault(entry, []).append(locality)
-    # Scaled by 100 so that a share of a few percent survives being split.
-    return {
-        locality: max(1, weight * 100 // len(names))
-        for (_, weight), names in covered.items()
-        if weight
-        for locality in names
-    }
-
-
 def _grouped(need: EndpointNeed, endpoints: list[Endpoint]) -> dict[Group, list[Endpoint]]:
     """Endpoints by priority and locality, priorities made dense, in a stable order."""
     by_place: dict[tuple[int, str], list[Endpoint]] = {}
     for endpoint in endpoints:
-        by_place.setdefault((priority_of(need, endpoint), endpoint.locality), []).append(endpoint)
+        by_place.setdefault(
+            (priority_of(need.policy, need.locality, endpoint), endpoint.locality), []
+        ).append(endpoint)
     dense = {old: new for new, old in enumerate(sorted({place[0] for place in by_place}))}
     distributed = bool(need.policy.enabled and need.policy.distribute)
-    weights = _locality_weights(need, {place[1] for place in by_place}) if distributed else {}
+    weights = locality_weights(need.policy, {place[1] for place in by_place}) if distributed else {}
     groups: dict[Group, list[Endpoint]] = {}
     for (priority, locality), members in sorted(by_place.items()):
         if distributed:

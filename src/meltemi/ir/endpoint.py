@@ -11,13 +11,15 @@ class LocalityPolicy:
 
     ``distribute`` holds (locality prefix, weight) of the rule that matches the proxy's locality.
     ``failover`` is (from region, to region). ``priority_labels`` are (label, the proxy's value), most
-    important first. Without outlier detection Envoy cannot fail over, so ``enabled`` is False then.
+    important first. Without outlier detection Envoy cannot fail over, so ``enabled`` is False then. ``node``:
+    endpoints of this node come before all others.
     """
 
     enabled: bool = False
     distribute: tuple[tuple[str, int], ...] = ()
     failover: tuple[tuple[str, str], ...] = ()
     priority_labels: Pairs = ()
+    node: str = ""
 
 
 @value

@@ -17,7 +17,7 @@ from meltemi.model.destination_rule import LocalityLbSetting
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.security import PolicyTargetReference
-from meltemi.model.service import Protocol, Workload
+from meltemi.model.service import PREFER_SAME_NODE, Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
 
@@ -54,7 +54,7 @@ class ProxyClass:
     ``selectors`` are those of all relevant objects that matched. ``patches`` are the EnvoyFilter patches
     (object, index) whose proxy conditions hold. ``label_values`` are the proxy's values of labels that
     locality priorities compare. ``dns_capture``: names resolve to
-    automatically allocated addresses. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
+    automatically allocated addresses. ``http10``: HTTP/1.0 is accepted, too. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
     """
 
     type: NodeType
@@ -74,6 +74,7 @@ class ProxyClass:
     interception: str = "REDIRECT"
     node: str = ""
     dns_capture: bool = False
+    http10: bool = False
 
     @property
     def is_gateway(self) -> bool:
@@ -262,7 +263,10 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
     wanted = _relevant_selectors(context, proxy)
     labels = _priority_labels(context)
     mark = str(proxy.metadata.get("MESH_SO_MARK", ""))
-    node_local = any(service.internal_traffic_local for service in context.services)
+    node_local = any(
+        service.internal_traffic_local or service.traffic_distribution == PREFER_SAME_NODE
+        for service in context.services
+    )
     return ProxyClass(
         type=proxy.type,
         namespace=proxy.namespace,
@@ -281,4 +285,5 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         interception=proxy.interception_mode,
         node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
         dns_capture=str(proxy.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1"),
+        http10=str(proxy.metadata.get("HTTP10", "")) == "1",
     )

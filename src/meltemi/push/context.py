@@ -20,6 +20,7 @@ from meltemi.model.security import PeerAuthentication
 from meltemi.model.service import Endpoint, Service
 from meltemi.model.topology import Gateway, Sidecar
 from meltemi.model.traffic import VirtualService
+from meltemi.push.discovered import configs_of, discovered, registry_of
 from meltemi.push.facts import NO_FACTS, EndpointFacts, derive_facts
 from meltemi.push.networks import NO_NETWORKS, Networks, derive_networks
 from meltemi.push.secrets import SecretData
@@ -132,6 +133,9 @@ def build_push_context(
     ``previous`` lends its indexes of the kinds that did not change. ``endpoints`` gives the facts; without it
     services have none (every identity is accepted, DNS services stay empty).
     """
+    counts = discovered(mesh, namespaces or {})
+    if counts is not None:
+        registry, configs = registry_of(registry, counts), configs_of(configs, counts)
     services = tuple(
         sorted(
             (service for group in registry.services.values() for service in group),

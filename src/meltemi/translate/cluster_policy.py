@@ -22,7 +22,7 @@ from meltemi.model.destination_rule import (
     TrafficPolicy,
 )
 from meltemi.model.mesh import MeshConfig
-from meltemi.model.service import Port, Protocol
+from meltemi.model.service import PREFER_SAME_NODE, PREFER_SAME_ZONE, Port, Protocol, Service
 from meltemi.push.classes import ProxyClass
 from meltemi.translate.rules import balancer_of, pool_of
 
@@ -185,8 +185,26 @@ def hash_policy(policy: TrafficPolicy) -> HashPolicy | None:
     return None
 
 
-def locality_policy(policy: TrafficPolicy, mesh: MeshConfig, proxy: ProxyClass) -> LocalityPolicy:
+def _distribution_of(
+    policy: TrafficPolicy, service: Service, proxy: ProxyClass
+) -> LocalityPolicy | None:
+    """What the Service's trafficDistribution asks for; a DestinationRule's own locality settings win."""
+    if balancer_of(policy).locality_lb_setting is not None:
+        return None
+    if service.traffic_distribution == PREFER_SAME_NODE:
+        return LocalityPolicy(enabled=True, node=proxy.node)
+    if service.traffic_distribution in PREFER_SAME_ZONE:
+        return LocalityPolicy(enabled=True)
+    return None
+
+
+def locality_policy(
+    policy: TrafficPolicy, mesh: MeshConfig, proxy: ProxyClass, service: Service
+) -> LocalityPolicy:
     """The ranking of endpoints. Failover needs outlier detection; distribution does not."""
+    asked = _distribution_of(policy, service, proxy)
+    if asked is not None:
+        return asked
     setting = locality_setting(policy, mesh)
     if setting is None:
         return LocalityPolicy()

@@ -13,8 +13,9 @@ from meltemi.ir.cluster import (
     HttpVersion,
     StaticEndpoint,
 )
-from meltemi.ir.endpoint import EndpointNeed
+from meltemi.ir.endpoint import EndpointNeed, LocalityPolicy
 from meltemi.ir.peer import mesh_metadata
+from meltemi.ir.ranking import locality_weights, priority_of
 from meltemi.ir.value import Origins
 from meltemi.model.destination_rule import Subset, TrafficPolicy
 from meltemi.model.names import (
@@ -24,7 +25,7 @@ from meltemi.model.names import (
     PASSTHROUGH_CLUSTER,
     outbound_cluster,
 )
-from meltemi.model.service import Port, Protocol, Resolution, Service
+from meltemi.model.service import Endpoint, Port, Protocol, Resolution, Service
 from meltemi.push.classes import selector
 from meltemi.translate import cluster_policy as tuning
 from meltemi.translate.build import Build
@@ -61,32 +62,52 @@ def cluster_type(build: Build, service: Service, policy: TrafficPolicy) -> Clust
 
 
 def _inline(
-    build: Build, service: Service, port: Port, subset: Subset | None
+    build: Build, service: Service, port: Port, subset: Subset | None, policy: TrafficPolicy
 ) -> tuple[StaticEndpoint, ...]:
     """Endpoints of a DNS service. One without any resolves its own host name."""
     wanted = subset.labels if subset is not None else {}
+    everything = build.context.facts_of(service).inline
     known = [
         endpoint
-        for endpoint in build.context.facts_of(service).inline
+        for endpoint in everything
         if endpoint.service_port in ("", port.name)
         and all(endpoint.labels.get(key) == text for key, text in wanted.items())
     ]
-    if not known and not build.context.facts_of(service).inline:
+    if not everything:
         target = service.external_name or service.hostname
         if target.startswith("*"):
             return ()
         return (StaticEndpoint(target, port.target_port or port.number),)
+    locality = tuning.locality_policy(policy, build.context.mesh, build.proxy, service)
+    return _ranked(known, port, locality, build.proxy.locality)
+
+
+def _ranked(
+    endpoints: list[Endpoint], port: Port, policy: LocalityPolicy, mine: str
+) -> tuple[StaticEndpoint, ...]:
+    """The endpoints with priorities (without gaps, as Envoy wants them) and localities' weights."""
+    weights: dict[tuple[int, str], int] = {}
+    ranks = [priority_of(policy, mine, endpoint) for endpoint in endpoints]
+    for rank, endpoint in zip(ranks, endpoints, strict=True):
+        place = (rank, endpoint.locality)
+        weights[place] = weights.get(place, 0) + (endpoint.weight or 1)
+    if policy.distribute:
+        shares = locality_weights(policy, {endpoint.locality for endpoint in endpoints})
+        weights = {(rank, name): shares.get(name, 0) for rank, name in weights}
+    dense = {rank: index for index, rank in enumerate(sorted(set(ranks)))}
     return tuple(
         StaticEndpoint(
             address=endpoint.address,
             port=endpoint.port or port.target_port or port.number,
             weight=endpoint.weight or 1,
             locality=endpoint.locality,
-            locality_weight=endpoint.weight or 1,
+            priority=dense[rank],
+            locality_weight=weights[rank, endpoint.locality],
             mesh=mesh_metadata(endpoint),
             tls_mode=endpoint.tls_mode,
         )
-        for endpoint in known
+        for rank, endpoint in zip(ranks, endpoints, strict=True)
+        if weights[rank, endpoint.locality]
     )
 
 
@@ -114,7 +135,7 @@ def _outbound(
     chosen = subset[0] if subset is not None else None
     policy = effective_policy(build, rule, port.number, chosen)
     kind = cluster_type(build, service, policy)
-    endpoints = _inline(build, service, port, chosen) if kind in _DNS else ()
+    endpoints = _inline(build, service, port, chosen, policy) if kind in _DNS else ()
     if kind in _DNS and not endpoints:
         return None
     if kind is ClusterType.LOGICAL_DNS:
@@ -163,7 +184,7 @@ def endpoint_need(
 ) -> EndpointNeed:
     policy = effective_policy(build, rule, port.number, subset)
     name = subset.name if subset is not None else ""
-    locality = tuning.locality_policy(policy, build.context.mesh, build.proxy)
+    locality = tuning.locality_policy(policy, build.context.mesh, build.proxy, service)
     networks = build.context.networks
     return EndpointNeed(
         cluster=outbound_cluster(service.hostname, port.number, name),

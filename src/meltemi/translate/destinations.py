@@ -23,9 +23,10 @@ from meltemi.translate.rules import effective_policy, pool_of, rule_for
 def service_of(
     build: Build, destination: Destination, namespace: str
 ) -> tuple[str, Service | None]:
-    """The full host name of a destination, and its service when there is one in scope."""
+    """The host name of a destination's service, and the service when there is one in scope (an alias's target)."""
     host = resolve_short_name(destination.host, namespace, build.proxy.dns_domain)
-    return host, build.scope.by_host.get(host)
+    service = build.scope.by_host.get(host)
+    return (service.hostname if service is not None else host), service
 
 
 def port_of(destination: Destination, service: Service | None, listen_port: int) -> int:

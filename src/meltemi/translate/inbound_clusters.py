@@ -43,7 +43,7 @@ def _policy(
     service = build.scope.by_host.get(target.hostname)
     if service is None:
         return TrafficPolicy()
-    policy = effective_policy(build, rule_for(build, service), target.port, None)
+    policy = effective_policy(build, rule_for(build, service, outbound=False), target.port, None)
     return TrafficPolicy(connection_pool=policy.connection_pool)
 
 

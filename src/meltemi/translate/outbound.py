@@ -15,12 +15,11 @@ from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
     PASSTHROUGH_CLUSTER,
     VIRTUAL_OUTBOUND,
-    outbound_cluster,
-    resolve_short_name,
 )
-from meltemi.model.service import Port, Protocol, Service
+from meltemi.model.service import Port, Protocol, Resolution, Service
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
+from meltemi.translate.destinations import cluster_of
 from meltemi.translate.egress import View, egress_views
 from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, outbound_manager
@@ -78,25 +77,29 @@ def _binds(build: Build, service: Service) -> list[tuple[str, str]]:
 
 
 def _tcp_chains(build: Build, service: Service, port: Port, bind: str) -> list[FilterChain]:
-    """A service port's chains at one address: rules by SNI, rules for TCP, else the service itself."""
+    """A service port's chains at one address: rules by SNI, rules for TCP, and what they leave to the service itself.
+
+    TLS rules leave nothing: they name all that a client may ask for.
+    """
     ranges = _ranges(service) if bind == WILDCARD else ()
     place = Place(frozenset({MESH_GATEWAY}), port.number)
-    config = build.scope.virtual_service(service.hostname)
     found: list[FilterChain] = []
-    if config is not None:
+    for config in build.scope.rules_for(service.hostname):
         if port.protocol.is_tls:
-            found = tls_chains(build, config, place, ranges)
+            found += tls_chains(build, config, place, ranges)
         found += tcp_chains(build, config, place, ranges)
-    if found:
+    if found and port.protocol.is_tls:
         return found
     names: tuple[str, ...] = ()
     transport = ""
-    if port.protocol.is_tls and bind == WILDCARD and not ranges:
+    if port.protocol.is_tls and bind == WILDCARD:
         # Without an address of its own the service is told apart by the name that the client asks for.
         names = (service.hostname,)
         transport = "tls"
     match = ChainMatch(prefixes=ranges, server_names=names, transport_protocol=transport)
-    return [service_chain(build, service, port, match)]
+    if any(chain.match == match for chain in found):
+        return found
+    return [*found, service_chain(build, service, port, match)]
 
 
 def _add_chains(
@@ -134,6 +137,11 @@ def _gather_port(view: View, ports: _Ports, service: Service, port: Port) -> Non
     if port.protocol.is_http:
         ports.http.setdefault(number, []).append(service)
         return
+    if service.resolution is Resolution.ALIAS and not port.protocol.is_tls:
+        # An address that only DNS knows: bytes to it cannot be told from bytes to anything else on this port.
+        if port.protocol.is_unknown:
+            ports.http.setdefault(number, []).append(service)
+        return
     for bind, pod in [(WILDCARD, "")] if view.address else _binds(build, service):
         key = (view.address or bind, number)
         if port.protocol.is_unknown and bind == WILDCARD:
@@ -152,9 +160,7 @@ def fallback_cluster(build: Build) -> str:
     if policy.mode == "REGISTRY_ONLY":
         return BLACKHOLE_CLUSTER
     if policy.egress_proxy is not None:
-        target = policy.egress_proxy
-        host = resolve_short_name(target.host, build.proxy.namespace, build.proxy.dns_domain)
-        return outbound_cluster(host, target.port.number if target.port else 0, target.subset)
+        return cluster_of(build, policy.egress_proxy, build.proxy.namespace, 0)
     return PASSTHROUGH_CLUSTER
 
 
@@ -201,25 +207,40 @@ def _http_listener(view: View, number: int, services: list[Service], ports: _Por
     address = view.address or WILDCARD
     name = f"{address}_{number}"
     origins = tuple(service.origin for service in services)
-    extra = tuple(c for c in ports.chains.pop((address, number), ()) if c.match != ChainMatch())
-    sniffed_only = [s for s in services if (p := s.port(number)) and p.protocol.is_unknown]
-    default = _fallback_chain(build, "PassthroughFilterChain")
-    if len(sniffed_only) == len(services) == 1:
-        port = services[0].port(number)
-        if port is not None:
-            default = service_chain(build, services[0], port, ChainMatch())
+    key = (address, number)
+    chains = ports.chains.pop(key, ())
+    extra = tuple(chain for chain in chains if chain.match != ChainMatch())
+    default = next((chain for chain in chains if chain.match == ChainMatch()), None)
+    if default is not None:
+        owner = ports.owners[key]
+        build.report(
+            "MLT0107",
+            f"{owner.hostname} has no address of its own, and {services[0].hostname} speaks HTTP on port {number}: "
+            "what looks like HTTP goes there, and protocols in which the server speaks first wait in vain",
+            owner.origin,
+            "give it an address, or another port",
+        )
     return Listener(
         name=name,
         address=address,
         port=number,
         chains=(_http_chain(build, name, view.table(number), origins), *extra),
-        default_chain=default,
+        default_chain=default or _default_chain(build, number, services),
         bind_to_port=view.bound,
         inspection=Inspection(
             tls=True, http=True, timeout_s=build.context.mesh.protocol_detection_timeout
         ),
         origins=origins,
     )
+
+
+def _default_chain(build: Build, number: int, services: list[Service]) -> FilterChain:
+    """Where an HTTP port's other bytes go: to the only service, when it does not say what it speaks; else past the mesh."""
+    port = services[0].port(number)
+    alone = len(services) == 1 and services[0].resolution is not Resolution.ALIAS
+    if alone and port is not None and port.protocol.is_unknown:
+        return service_chain(build, services[0], port, ChainMatch())
+    return _fallback_chain(build, "PassthroughFilterChain")
 
 
 def _address_listener(

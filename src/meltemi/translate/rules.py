@@ -2,6 +2,7 @@
 
 Precedence: rules of the client's namespace, then of the service's, then of the root namespace; in each the most
 specific host; equal hosts of one namespace are merged, the oldest's traffic policy wins, subsets add up.
+Rules that select the client (``workloadSelector``) hold alone: nothing of the general ones is merged into them.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ class Rule:
         )
 
 
-def _candidates(build: Build, namespace: str, host: str) -> list[Config[DestinationRule]]:
-    """Visible rules of one namespace for a host: those with the most specific pattern, oldest first."""
+def _candidates(
+    build: Build, namespace: str, host: str, *, outbound: bool
+) -> list[Config[DestinationRule]]:
+    """Visible rules of one namespace for a host: those with the most specific pattern, oldest first.
+
+    A namespace's own clients see its rules whatever ``exportTo`` says. Selectors choose clients only.
+    """
     context, proxy = build.context, build.proxy
     defaults = context.mesh.default_destination_rule_export_to
     best: list[Config[DestinationRule]] = []
@@ -56,11 +62,13 @@ def _candidates(build: Build, namespace: str, host: str) -> list[Config[Destinat
         pattern = resolve_short_name(config.spec.host, namespace, proxy.dns_domain)
         if not covers(pattern, host):
             continue
-        if not is_visible(config.spec.export_to, defaults, namespace, proxy.namespace):
+        if namespace != proxy.namespace and not is_visible(
+            config.spec.export_to, defaults, namespace, proxy.namespace
+        ):
             continue
         wanted = config.spec.workload_selector
         if wanted is not None and not (
-            namespace == proxy.namespace and proxy.matches(wanted.match_labels)
+            outbound and namespace == proxy.namespace and proxy.matches(wanted.match_labels)
         ):
             continue
         rank = specificity(pattern)
@@ -68,8 +76,7 @@ def _candidates(build: Build, namespace: str, host: str) -> list[Config[Destinat
             best, best_rank = [config], rank
         elif rank == best_rank:
             best.append(config)
-    # Rules that name this workload come before those for all.
-    return sorted(best, key=lambda config: config.spec.workload_selector is None)
+    return [config for config in best if config.spec.workload_selector is not None] or best
 
 
 def _merge(configs: list[Config[DestinationRule]]) -> Rule:
@@ -81,14 +88,15 @@ def _merge(configs: list[Config[DestinationRule]]) -> Rule:
     return Rule(policy, tuple(subsets.values()), tuple(configs))
 
 
-def rule_for(build: Build, service: Service) -> Rule | None:
-    """The rule that applies to a service for this class, or None."""
+def rule_for(build: Build, service: Service, *, outbound: bool = True) -> Rule | None:
+    """The rule that applies to a service for this class as its client (else as its server), or None."""
     key = (
         "rule",
         build.proxy.namespace,
         build.proxy.selectors,
         service.hostname,
         service.namespace,
+        outbound,
     )
     memo = build.context.memo
     if key in memo:
@@ -97,7 +105,7 @@ def rule_for(build: Build, service: Service) -> Rule | None:
     made = None
     namespaces = [build.proxy.namespace, service.namespace, build.context.root_namespace]
     for namespace in dict.fromkeys(namespaces):
-        configs = _candidates(build, namespace, service.hostname)
+        configs = _candidates(build, namespace, service.hostname, outbound=outbound)
         if configs:
             made = _merge(configs)
             break

@@ -5,8 +5,10 @@ Istio's SidecarScope. Depends only on namespace and Sidecar, so it is computed o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from meltemi.model.config import Config
 from meltemi.model.names import resolve_short_name
@@ -23,25 +25,30 @@ MESH_GATEWAY = "mesh"
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """Visible services (each hostname once), rules for the mesh, and the outbound policy."""
+    """Visible services (each hostname once), rules for the mesh, and the outbound policy.
+
+    ``aliases`` are ExternalName Services, by the host of the service in scope that they stand for. They are no
+    services of their own; ``by_host`` has the real one under their names, too.
+    """
 
     services: tuple[Service, ...]
     by_host: Mapping[str, Service]
     virtual_services: tuple[Config[VirtualService], ...]
     outbound: OutboundTrafficPolicy
     sidecar: Config[Sidecar] | None = None
-    exact: Mapping[str, Config[VirtualService]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[Service, ...]] = field(default_factory=dict)
+    exact: Mapping[str, tuple[Config[VirtualService], ...]] = field(default_factory=dict)
     wildcards: tuple[tuple[str, Config[VirtualService]], ...] = ()
 
-    def virtual_service(self, hostname: str) -> Config[VirtualService] | None:
-        """The rule for a host: an exact one, else the one with the longest wildcard. The oldest wins a tie."""
-        found = self.exact.get(hostname)
-        if found is not None:
-            return found
+    def rules_for(self, hostname: str) -> Iterable[Config[VirtualService]]:
+        """The rules for a host in order of precedence: exact ones, then the longest wildcard; the oldest first.
+
+        The first that says something for a protocol, port and client holds for it.
+        """
+        yield from self.exact.get(hostname, ())
         for pattern, config in self.wildcards:
             if covers(pattern, hostname):
-                return config
-        return None
+                yield config
 
 
 def bound_to(config: Config[VirtualService], gateway: str) -> bool:
@@ -69,12 +76,16 @@ def qualified(gateway: str, namespace: str) -> str:
     return f"{namespace}/{gateway}"
 
 
-def visible_services(context: PushContext, namespace: str) -> dict[str, Service]:
-    """Services that a namespace sees, each hostname once: its own first, then Kubernetes', then the oldest."""
+def visible_services(
+    context: PushContext, namespace: str, wanted: Callable[[Service], bool]
+) -> dict[str, Service]:
+    """Wanted services that a namespace sees, each hostname once: its own first, then Kubernetes', then the oldest."""
     defaults = context.mesh.default_service_export_to
     chosen: dict[str, Service] = {}
     for service in context.services:
         if not is_visible(service.export_to, defaults, service.namespace, namespace):
+            continue
+        if not wanted(service):
             continue
         known = chosen.get(service.hostname)
         if known is None or _prefers(service, known, namespace):
@@ -88,24 +99,22 @@ def _prefers(new: Service, old: Service, namespace: str) -> bool:
     return new.registry == "Kubernetes" and old.registry != "Kubernetes"
 
 
-def _egress_patterns(sidecar: Config[Sidecar]) -> list[tuple[str, str]] | None:
+def _egress_patterns(sidecar: Config[Sidecar], own: str) -> list[tuple[str, str]] | None:
     """(namespace, host) patterns of a Sidecar's egress; None when it does not restrict."""
     if not sidecar.spec.egress:
         return None
     return [
-        pattern for listener in sidecar.spec.egress for pattern in _host_patterns(sidecar, listener)
+        pattern for listener in sidecar.spec.egress for pattern in _host_patterns(listener, own)
     ]
 
 
-def _host_patterns(
-    sidecar: Config[Sidecar], listener: IstioEgressListener
-) -> list[tuple[str, str]]:
-    """(namespace, host) patterns of one egress listener."""
+def _host_patterns(listener: IstioEgressListener, own: str) -> list[tuple[str, str]]:
+    """(namespace, host) patterns of one egress listener. ``.`` is the proxy's namespace, also in a mesh-wide Sidecar."""
     found = []
     for entry in listener.hosts:
         namespace, _, host = entry.rpartition("/")
         if namespace == ".":
-            namespace = sidecar.meta.namespace
+            namespace = own
         found.append((namespace or "*", host))
     return found
 
@@ -147,7 +156,7 @@ def build_scope(context: PushContext, proxy: ProxyClass) -> Scope:
     if isinstance(known, Scope):
         return known
     sidecar = _sidecar(context, proxy)
-    patterns = _egress_patterns(sidecar) if sidecar is not None else None
+    patterns = _egress_patterns(sidecar, proxy.namespace) if sidecar is not None else None
     made = _assemble(context, proxy, sidecar, patterns)
     context.memo[memo] = made
     return made
@@ -162,7 +171,7 @@ def egress_scope(context: PushContext, proxy: ProxyClass, index: int) -> Scope:
     sidecar = _sidecar(context, proxy)
     patterns = None
     if sidecar is not None:
-        patterns = _host_patterns(sidecar, sidecar.spec.egress[index])
+        patterns = _host_patterns(sidecar.spec.egress[index], proxy.namespace)
     made = _assemble(context, proxy, sidecar, patterns)
     context.memo[memo] = made
     return made
@@ -175,13 +184,10 @@ def _assemble(
     patterns: list[tuple[str, str]] | None,
 ) -> Scope:
     rules = _rules(context, proxy, patterns)
-    wanted = _destinations(rules, proxy.dns_domain) if patterns is not None else set()
-    by_host = {
-        host: service
-        for host, service in visible_services(context, proxy.namespace).items()
-        if _allowed(patterns, service.namespace, host) or host in wanted
-    }
-    exact: dict[str, Config[VirtualService]] = {}
+    by_host = _services_in_scope(context, proxy, patterns, rules)
+    aliases = _take_aliases(by_host)
+    services = tuple(service for host, service in by_host.items() if host == service.hostname)
+    exact: dict[str, tuple[Config[VirtualService], ...]] = {}
     wildcards: list[tuple[str, Config[VirtualService]]] = []
     for config in rules:
         if not bound_to(config, MESH_GATEWAY):
@@ -191,19 +197,70 @@ def _assemble(
             if full.startswith("*"):
                 wildcards.append((full, config))
             else:
-                exact.setdefault(full, config)
-    outbound = context.mesh.outbound_traffic_policy
-    if sidecar is not None and sidecar.spec.outbound_traffic_policy is not None:
-        outbound = sidecar.spec.outbound_traffic_policy
+                exact[full] = (*exact.get(full, ()), config)
     return Scope(
-        services=tuple(by_host.values()),
+        services=services,
         by_host=by_host,
         virtual_services=tuple(rules),
-        outbound=outbound,
+        outbound=_outbound_policy(context, sidecar),
         sidecar=sidecar,
+        aliases=aliases,
         exact=exact,
         wildcards=tuple(sorted(wildcards, key=lambda entry: specificity(entry[0]))),
     )
+
+
+def _outbound_policy(
+    context: PushContext, sidecar: Config[Sidecar] | None
+) -> OutboundTrafficPolicy:
+    """The Sidecar's policy, else the mesh's. One that names no mode means the first of the API's, REGISTRY_ONLY."""
+    own = sidecar.spec.outbound_traffic_policy if sidecar is not None else None
+    if own is None:
+        return context.mesh.outbound_traffic_policy
+    return own if own.mode is not None else msgspec.structs.replace(own, mode="REGISTRY_ONLY")
+
+
+def _services_in_scope(
+    context: PushContext,
+    proxy: ProxyClass,
+    patterns: list[tuple[str, str]] | None,
+    rules: list[Config[VirtualService]],
+) -> dict[str, Service]:
+    """Services that the Sidecar names, and those that its rules and ExternalName Services lead to."""
+
+    def named(service: Service) -> bool:
+        return _allowed(patterns, service.namespace, service.hostname)
+
+    found = visible_services(context, proxy.namespace, named)
+    if patterns is None:
+        return found
+    implied = _destinations(rules, proxy.dns_domain) - found.keys()
+    implied |= {s.external_name for s in found.values() if s.external_name} - found.keys()
+    if implied:
+        found |= visible_services(context, proxy.namespace, lambda s: s.hostname in implied)
+    return found
+
+
+def _take_aliases(by_host: dict[str, Service]) -> dict[str, tuple[Service, ...]]:
+    """ExternalName Services whose target is in scope; ``by_host`` gets the target under their names.
+
+    DNS sends their clients to the target itself, so its rules, identities and endpoints must hold for them.
+    """
+    found: dict[str, list[Service]] = {}
+    for host, alias in list(by_host.items()):
+        target, seen = alias, {host}
+        while target.external_name and target.external_name not in seen:
+            seen.add(target.external_name)
+            known = by_host.get(target.external_name)
+            if known is None:
+                break
+            target = known
+        if target is not alias and not target.external_name:
+            found.setdefault(target.hostname, []).append(alias)
+    for host, aliases in found.items():
+        for alias in aliases:
+            by_host[alias.hostname] = by_host[host]
+    return {host: tuple(aliases) for host, aliases in found.items()}
 
 
 def _destinations(rules: list[Config[VirtualService]], domain: str) -> set[str]:

@@ -16,11 +16,12 @@ from meltemi.ir.route import (
 from meltemi.model.names import (
     BY_NAME_CLUSTER,
     PASSTHROUGH_CLUSTER,
-    outbound_cluster,
     resolve_short_name,
 )
+from meltemi.model.origin import Origin
 from meltemi.model.service import Port, Protocol, Service
 from meltemi.translate.build import Build
+from meltemi.translate.destinations import cluster_of
 from meltemi.translate.http_match import MATCH_ALL, Place
 from meltemi.translate.http_routes import default_route, virtual_service_routes
 from meltemi.translate.scope import MESH_GATEWAY
@@ -48,8 +49,15 @@ def addresses_of(build: Build, service: Service) -> tuple[str, ...]:
     return service.auto_allocated
 
 
-def domains_of(build: Build, service: Service) -> tuple[str, ...]:
+def domains_of(build: Build, service: Service, aliases: Iterable[Service] = ()) -> tuple[str, ...]:
     """All authorities by which clients of this namespace may address a service. Ports are ignored by the table."""
+    names = dict.fromkeys(_names_of(build, service))
+    for alias in aliases:
+        names |= dict.fromkeys(_names_of(build, alias))
+    return tuple(names)
+
+
+def _names_of(build: Build, service: Service) -> tuple[str, ...]:
     host, domain = service.hostname, build.proxy.dns_domain
     found = {host: None}
     suffix = f".svc.{domain}"
@@ -98,35 +106,58 @@ def _unique(hosts: Iterable[VirtualHost]) -> tuple[VirtualHost, ...]:
 def service_virtual_host(
     build: Build, service: Service, port: Port, listen_port: int
 ) -> VirtualHost:
-    """One service's virtual host: the VirtualService's routes, or the default one."""
-    place = Place(frozenset({MESH_GATEWAY}), listen_port)
-    config = build.scope.virtual_service(service.hostname)
-    routes: tuple[Route, ...] = ()
-    origins = [service.origin]
-    if config is not None and config.spec.http:
-        routes = virtual_service_routes(build, config, place)
-        origins.insert(0, config.origin("spec.hosts"))
-    else:
-        routes = (default_route(build, service, port),)
+    """One service's virtual host: the VirtualService's routes, or the default one.
+
+    Names of ExternalName Services that stand for it are among its domains, but for those with rules of their own.
+    """
+    aliases = build.scope.aliases.get(service.hostname, ())
+    routes, origins = _ruled_routes(build, service.hostname, listen_port)
     return VirtualHost(
         name=f"{service.hostname}:{listen_port}",
-        domains=domains_of(build, service),
-        routes=routes,
-        origins=tuple(origins),
+        domains=domains_of(
+            build,
+            service,
+            (a for a in aliases if not _ruled_routes(build, a.hostname, listen_port)[0]),
+        ),
+        routes=routes or (default_route(build, service, port),),
+        origins=(*origins, service.origin),
     )
+
+
+def _ruled_routes(
+    build: Build, host: str, listen_port: int
+) -> tuple[tuple[Route, ...], tuple[Origin, ...]]:
+    """Routes of the first VirtualService that has some for this host, port and client."""
+    place = Place(frozenset({MESH_GATEWAY}), listen_port)
+    for config in build.scope.rules_for(host):
+        routes = virtual_service_routes(build, config, place)
+        if routes:
+            return routes, (config.origin("spec.hosts"),)
+    return (), ()
+
+
+def _alias_hosts(build: Build, service: Service, listen_port: int) -> list[VirtualHost]:
+    """Virtual hosts of the ExternalName Services that stand for a service and have rules of their own."""
+    found = []
+    for alias in build.scope.aliases.get(service.hostname, ()):
+        routes, origins = _ruled_routes(build, alias.hostname, listen_port)
+        if routes:
+            name = f"{alias.hostname}:{listen_port}"
+            found.append(
+                VirtualHost(name, _names_of(build, alias), routes, origins=(*origins, alias.origin))
+            )
+    return found
 
 
 def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
     """Hosts that only VirtualServices know. They get routes on port 80, where names need no service."""
     if listen_port != 80:
         return []
-    place = Place(frozenset({MESH_GATEWAY}), listen_port)
     found = []
-    hosts = dict(build.scope.exact) | dict(reversed(build.scope.wildcards))
-    for host, config in hosts.items():
-        if host in build.scope.by_host or not config.spec.http or host == "*":
+    for host in dict.fromkeys((*build.scope.exact, *(name for name, _ in build.scope.wildcards))):
+        if host in build.scope.by_host or host == "*":
             continue
-        routes = virtual_service_routes(build, config, place)
+        routes, origins = _ruled_routes(build, host, listen_port)
         if routes:
             domains = [host]
             suffix = f".svc.{build.proxy.dns_domain}"
@@ -145,7 +176,7 @@ def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
                     f"{host}:{listen_port}",
                     tuple(dict.fromkeys(domains)),
                     routes,
-                    origins=(config.origin("spec.hosts"),),
+                    origins=origins,
                 )
             )
     return found
@@ -160,10 +191,7 @@ def fallthrough(build: Build) -> VirtualHost:
     by_name = policy.mode == "ALLOW_ANY_DYNAMIC_DNS"
     cluster = BY_NAME_CLUSTER if by_name else PASSTHROUGH_CLUSTER
     if policy.egress_proxy is not None:
-        target = policy.egress_proxy
-        host = resolve_short_name(target.host, build.proxy.namespace, build.proxy.dns_domain)
-        port = target.port.number if target.port is not None else 0
-        cluster = outbound_cluster(host, port, target.subset)
+        cluster = cluster_of(build, policy.egress_proxy, build.proxy.namespace, 0)
     route = Route("allow_any", MATCH_ALL, Forward((WeightedCluster(cluster),)), external=True)
     return VirtualHost("allow_any", ("*",), (route,), attempt_count=False)
 
@@ -197,6 +225,7 @@ def port_route_config(build: Build, listen_port: int, name: str = "") -> RouteCo
             port = next(iter(service.ports), None)
         if port is not None and port.protocol is not Protocol.UDP and is_routable(port):
             hosts.append(service_virtual_host(build, service, port, listen_port))
+            hosts += _alias_hosts(build, service, listen_port)
     # A rule's own wildcard host may cover services; exact domains win in Envoy whatever the order.
     hosts += _ruled_hosts(build, listen_port)
     kept = (*_unique(hosts), fallthrough(build))
