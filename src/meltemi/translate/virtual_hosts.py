@@ -43,10 +43,11 @@ def is_single_address(text: str) -> bool:
 
 
 def addresses_of(build: Build, service: Service) -> tuple[str, ...]:
-    """Addresses that clients connect to. Automatic ones count only where DNS answers with them."""
+    """Addresses that clients connect to. Automatic ones count only where DNS answers with them, in the pod's families."""
     if service.addresses or not build.proxy.dns_capture:
         return service.addresses
-    return service.auto_allocated
+    families = build.proxy.families
+    return tuple(a for a in service.auto_allocated if ("v6" if ":" in a else "v4") in families)
 
 
 def domains_of(build: Build, service: Service, aliases: Iterable[Service] = ()) -> tuple[str, ...]:
