@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates lock clean
+.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -51,13 +51,16 @@ fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-start bench-certificates ## all benchmarks
+bench: bench-start bench-certificates bench-compile ## all benchmarks
 
 bench-start: setup ## start-up times, memory and idle CPU of the demo; recorded in benchmarks/
 	@$(BIN)/python -m benchmarks.start
 
 bench-certificates: setup ## certificates per second, and 1,000 proxies that renew at once
 	@$(BIN)/python -m benchmarks.certificates
+
+bench-compile: setup ## meltemi compile for one proxy of a thousand-service mesh; recorded in benchmarks/
+	@$(BIN)/python -m benchmarks.compile
 
 lock: setup ## resolve requirements/*.lock anew
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock

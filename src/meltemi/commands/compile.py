@@ -6,7 +6,6 @@ Exit codes: 0; 1 when an object is wrong (the findings are on standard error, ea
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -120,9 +119,10 @@ def _chosen(compiler: Compiler, wanted: str) -> list[OfflineProxy]:
 
 
 def _print_json(made: Iterator[Compiled]) -> None:
-    from meltemi.commands.compiled import as_json
+    from meltemi.commands.compiled import as_json, json_text
 
-    click.echo(json.dumps({"proxies": [as_json(each) for each in made]}, indent=2))
+    entries = ",\n".join(json_text(as_json(each)) for each in made)
+    click.echo(f'{{"proxies": [{entries}]}}')
 
 
 def _print_yaml(made: Iterator[Compiled]) -> None:
@@ -150,6 +150,7 @@ def _print_yaml(made: Iterator[Compiled]) -> None:
 def _print_bootstrap(
     made: Iterator[Compiled], count: int, trust_domain: str, certificates: str
 ) -> None:
+    from meltemi.commands.compiled import json_text
     from meltemi.commands.static_bootstrap import static_bootstrap
 
     first = next(made)
@@ -158,4 +159,4 @@ def _print_bootstrap(
             f"a bootstrap is for one proxy, and the files describe {count}: choose with --proxy",
             EX_USAGE,
         )
-    click.echo(json.dumps(static_bootstrap(first, trust_domain, certificates), indent=2))
+    click.echo(json_text(static_bootstrap(first, trust_domain, certificates)))

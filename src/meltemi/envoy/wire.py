@@ -5,9 +5,14 @@ Concatenating encoded fields is a legal message, so cached parts can be joined w
 
 from __future__ import annotations
 
+# Nearly every number here is a small tag or length.
+_SHORT = tuple(bytes((number,)) for number in range(0x80))
+
 
 def varint(number: int) -> bytes:
     """The base-128 encoding of a non-negative integer."""
+    if number <= 0x7F:
+        return _SHORT[number]
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -7,6 +7,7 @@ Rules that select the client (``workloadSelector``) hold alone: nothing of the g
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +25,7 @@ from meltemi.model.destination_rule import (
 )
 from meltemi.model.names import resolve_short_name
 from meltemi.model.service import Service
+from meltemi.push.context import PushContext
 from meltemi.translate.build import Build
 from meltemi.translate.visibility import covers, is_visible, specificity
 
@@ -45,6 +47,18 @@ class Rule:
         )
 
 
+def _by_namespace(context: PushContext) -> Mapping[str, Sequence[Config[DestinationRule]]]:
+    """All rules, oldest first; without this every service would look at every rule."""
+    known = context.memo.get("rules by namespace")
+    if known is None:
+        known = {}
+        for config in context.destination_rules:
+            known.setdefault(config.meta.namespace, []).append(config)
+        context.memo["rules by namespace"] = known
+    found: Mapping[str, Sequence[Config[DestinationRule]]] = known
+    return found
+
+
 def _candidates(
     build: Build, namespace: str, host: str, *, outbound: bool
 ) -> list[Config[DestinationRule]]:
@@ -56,9 +70,7 @@ def _candidates(
     defaults = context.mesh.default_destination_rule_export_to
     best: list[Config[DestinationRule]] = []
     best_rank: tuple[int, int] | None = None
-    for config in context.destination_rules:
-        if config.meta.namespace != namespace:
-            continue
+    for config in _by_namespace(context).get(namespace, ()):
         pattern = resolve_short_name(config.spec.host, namespace, proxy.dns_domain)
         if not covers(pattern, host):
             continue
