@@ -129,6 +129,7 @@ class Backend:
     ) -> None:
         self.name = name
         self.seen: list[dict[str, Any]] = []
+        self.headers = dict(headers or {})  # of every answer
         backend = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -157,8 +158,8 @@ class Backend:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(payload)))
-                for field_name, text in (headers or {}).items():
-                    self.send_header(field_name, text)
+                for key, text in backend.headers.items():
+                    self.send_header(key, text)
                 self.end_headers()
                 self.wfile.write(payload)
 

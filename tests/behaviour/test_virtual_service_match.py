@@ -26,8 +26,30 @@ CASES = [
         {"path": "/x"},
     ),
     ("method", "{method: {exact: POST}}", {"method": "POST"}, {"method": "GET"}),
-    ("scheme", "{scheme: {exact: http}}", {}, None),
-    ("authority", "{authority: {prefix: reviews.default}}", {"host": "reviews.default:9080"}, {}),
+    ("method prefix", "{method: {prefix: P}}", {"method": "PUT"}, {"method": "GET"}),
+    ("method regex", '{method: {regex: "PUT|POST"}}', {"method": "PUT"}, {"method": "PATCH"}),
+    ("scheme exact", "{scheme: {exact: http}}", {}, None),
+    ("scheme prefix", "{scheme: {prefix: ht}}", {}, None),
+    ("scheme regex", '{scheme: {regex: "https?"}}', {}, None),
+    ("another scheme", "{uri: {prefix: /a}, scheme: {exact: https}}", None, {"path": "/a"}),
+    (
+        "authority exact",
+        "{authority: {exact: 'reviews.default:9080'}}",
+        {"host": "reviews.default:9080"},
+        {},
+    ),
+    (
+        "authority prefix",
+        "{authority: {prefix: reviews.default}}",
+        {"host": "reviews.default:9080"},
+        {},
+    ),
+    (
+        "authority regex",
+        '{authority: {regex: "reviews[.]default(:[0-9]+)?"}}',
+        {"host": "reviews.default:9080"},
+        {},
+    ),
     (
         "header exact",
         "{headers: {x-a: {exact: b}}}",
@@ -66,6 +88,18 @@ CASES = [
         {"path": "/?q=two"},
     ),
     ("withoutHeaders", "{withoutHeaders: {x-a: {exact: b}}}", {}, {"headers": {"x-a": "b"}}),
+    (
+        "withoutHeaders prefix",
+        "{withoutHeaders: {x-a: {prefix: b}}}",
+        {"headers": {"x-a": "cb"}},
+        {"headers": {"x-a": "bc"}},
+    ),
+    (
+        "withoutHeaders regex",
+        '{withoutHeaders: {x-a: {regex: "b+"}}}',
+        {"headers": {"x-a": "bc"}},
+        {"headers": {"x-a": "bb"}},
+    ),
     ("withoutHeaders presence", "{withoutHeaders: {x-a: {}}}", {}, {"headers": {"x-a": "b"}}),
     (
         "all conditions of one match",
@@ -89,8 +123,14 @@ def ask(client: Client, request: dict[str, Any]) -> str:
     "VirtualService.http.match.uri.regex",
     "VirtualService.http.match.ignoreUriCase",
     "VirtualService.http.match.method.exact",
+    "VirtualService.http.match.method.prefix",
+    "VirtualService.http.match.method.regex",
     "VirtualService.http.match.scheme.exact",
+    "VirtualService.http.match.scheme.prefix",
+    "VirtualService.http.match.scheme.regex",
+    "VirtualService.http.match.authority.exact",
     "VirtualService.http.match.authority.prefix",
+    "VirtualService.http.match.authority.regex",
     "VirtualService.http.match.headers.exact",
     "VirtualService.http.match.headers.prefix",
     "VirtualService.http.match.headers.regex",
@@ -98,14 +138,17 @@ def ask(client: Client, request: dict[str, Any]) -> str:
     "VirtualService.http.match.queryParams.prefix",
     "VirtualService.http.match.queryParams.regex",
     "VirtualService.http.match.withoutHeaders.exact",
+    "VirtualService.http.match.withoutHeaders.prefix",
+    "VirtualService.http.match.withoutHeaders.regex",
 )
 @pytest.mark.parametrize(("name", "match", "inside", "beside"), CASES, ids=[c[0] for c in CASES])
 def test_a_rule_takes_what_matches(
-    shop: Mesh, name: str, match: str, inside: dict[str, Any], beside: dict[str, Any] | None
+    shop: Mesh, name: str, match: str, inside: dict[str, Any] | None, beside: dict[str, Any] | None
 ) -> None:
     shop.apply(two_routes(match))
     client = shop.client("caller")
-    assert ask(client, inside) == "chosen"
+    if inside is not None:
+        assert ask(client, inside) == "chosen"
     if beside is not None:
         assert ask(client, beside) == "rest"
 
@@ -173,3 +216,27 @@ spec:
 def test_rules_are_tried_in_order(shop: Mesh, caller: Client) -> None:
     shop.apply(two_routes("{uri: {prefix: /}}"))
     assert caller.get("http://reviews:9080/").route == "chosen"
+
+
+@pytest.mark.covers("VirtualService.http.match.name")
+def test_the_matchs_name_is_part_of_the_routes(shop: Mesh, caller: Client) -> None:
+    shop.apply(two_routes("{name: to-a, uri: {exact: /a}}", "{name: to-b, uri: {exact: /b}}"))
+    assert ask(caller, {"path": "/a"}) == "chosen.to-a"
+    assert ask(caller, {"path": "/b"}) == "chosen.to-b"
+
+
+@pytest.mark.covers("VirtualService.http.match.statPrefix")
+def test_stat_prefix_counts_a_route(shop: Mesh, caller: Client) -> None:
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{uri: {prefix: /a}, statPrefix: first}]
+    route: [{destination: {host: reviews}}]
+""")
+    caller.get(f"{URL}/a")
+    counted = shop.stats("caller", "route[.]first[.]upstream_rq_200")
+    assert sum(counted.values()) == 1

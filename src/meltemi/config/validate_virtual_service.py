@@ -287,8 +287,14 @@ def _fault(fault: HTTPFaultInjection | None, path: str, report: Report) -> None:
             report.warn(f"{path}.delay.percent", "is deprecated", "use percentage.value", "IST0002")
             if not 0 <= fault.delay.percent <= 100:
                 report.error(f"{path}.delay.percent", "is not a percentage", "use 0 to 100")
+        if fault.delay.percentage is None and not fault.delay.percent:
+            text = "without a percentage no request is delayed"
+            report.warn(f"{path}.delay", text, "add percentage: {value: 100} to delay all")
     if fault.abort is not None:
         abort = fault.abort
+        if abort.percentage is None:
+            text = "without a percentage no request is aborted"
+            report.warn(f"{path}.abort", text, "add percentage: {value: 100} to abort all")
         if abort.http_status is None and abort.grpc_status is None and abort.http2_error is None:
             report.error(f"{path}.abort", "says not how to abort", "set httpStatus or grpcStatus")
         if abort.http_status is not None and not 200 <= abort.http_status <= 599:

@@ -36,6 +36,7 @@ from meltemi.ir.cluster import (
     HttpVersion,
     Outlier,
     Thresholds,
+    Utilization,
 )
 from meltemi.model.names import MESH_METADATA
 
@@ -45,7 +46,11 @@ _TYPES = {
     for kind in ClusterType
     if kind is not ClusterType.BY_NAME
 }
-_POLICIES = {kind: cluster_pb2.Cluster.LbPolicy.Value(kind.value) for kind in Balancing}
+_POLICIES = {
+    kind: cluster_pb2.Cluster.LbPolicy.Value(kind.value)
+    for kind in Balancing
+    if kind is not Balancing.UTILIZATION  # an extension
+}
 SOL_SOCKET, SO_MARK = 1, 36
 
 
@@ -180,13 +185,41 @@ def _outlier(rule: Outlier) -> Any:
         made.enforcing_consecutive_local_origin_failure.value = (
             100 if rule.consecutive_local_origin else 0
         )
+    if rule.failure_percent is not None:
+        made.failure_percentage_threshold.value = rule.failure_percent
+        made.enforcing_failure_percentage.value = 100
     if rule.split_local_origin:
         made.enforcing_local_origin_success_rate.value = 0
     return made
 
 
+@lru_cache(maxsize=64)
+def _utilization(settings: Utilization) -> Any:
+    """Envoy's client-side weighted round robin; its own defaults hold for what is not set."""
+    from envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3 import (
+        client_side_weighted_round_robin_pb2 as weighted,
+    )
+
+    made = weighted.ClientSideWeightedRoundRobin(
+        blackout_period=maybe_duration(settings.blackout_s),
+        weight_expiration_period=maybe_duration(settings.expiration_s),
+        weight_update_period=maybe_duration(settings.update_s),
+        metric_names_for_computing_utilization=settings.metrics,
+    )
+    if settings.error_penalty is not None:
+        made.error_utilization_penalty.value = settings.error_penalty
+    policy = cluster_pb2.LoadBalancingPolicy()
+    entry = policy.policies.add().typed_extension_config
+    entry.name = "envoy.load_balancing_policies.client_side_weighted_round_robin"
+    entry.typed_config.CopyFrom(pack(made))
+    return policy
+
+
 def _balancing(made: Any, balancer: Balancer) -> None:
-    made.lb_policy = _POLICIES[balancer.policy]
+    if balancer.utilization is not None:
+        made.load_balancing_policy.CopyFrom(_utilization(balancer.utilization))
+    else:
+        made.lb_policy = _POLICIES[balancer.policy]
     common = made.common_lb_config
     if balancer.locality_weighted:
         common.locality_weighted_lb_config.SetInParent()

@@ -82,6 +82,7 @@ class Outlier:
     base_ejection_s: float | None = None
     max_ejection_percent: int | None = None
     min_health_percent: int | None = None
+    failure_percent: int | None = None
 
 
 class Balancing(enum.Enum):
@@ -92,7 +93,19 @@ class Balancing(enum.Enum):
     RANDOM = "RANDOM"
     RING_HASH = "RING_HASH"
     MAGLEV = "MAGLEV"
+    UTILIZATION = "UTILIZATION"  # by the load that endpoints report
     CLUSTER_PROVIDED = "CLUSTER_PROVIDED"
+
+
+@value
+class Utilization:
+    """How reported load becomes weight; ``error_penalty`` is a factor of the error rate."""
+
+    blackout_s: float | None = None
+    expiration_s: float | None = None
+    update_s: float | None = None
+    error_penalty: float | None = None
+    metrics: tuple[str, ...] = ()
 
 
 @value
@@ -108,6 +121,7 @@ class Balancer:
     locality_weighted: bool = False
     panic_threshold: float | None = 0.0
     override_host: bool = False
+    utilization: Utilization | None = None
 
 
 @value

@@ -64,6 +64,23 @@ class ConsistentHashLB(Spec, frozen=True):
     minimum_ring_size: Annotated[int, Meta(ge=0)] = 0
 
 
+class BackendUtilizationLB(Spec, frozen=True):
+    """Weigh endpoints by the load that they report (ORCA); those that say nothing get the average weight.
+
+    weight_stabilization_period: How long reports are not yet trusted; 10s when not set.
+    weight_expiration_period: When silence ends an endpoint's own weight; 3m when not set.
+    weight_update_period: How often weights are computed; 1s when not set.
+    error_utilization_penalty_percent: How much errors count; 100 counts the error rate once.
+    metric_names_for_computing_utilization: ORCA metrics that count in place of application_utilization.
+    """
+
+    weight_stabilization_period: Duration | None = None
+    weight_expiration_period: Duration | None = None
+    weight_update_period: Duration | None = None
+    error_utilization_penalty_percent: UInt32 = 0
+    metric_names_for_computing_utilization: Strings = ()
+
+
 class LocalityDistribute(Spec, frozen=True):
     """Share of the traffic from one locality to others; ``to`` sums up to 100."""
 
@@ -114,7 +131,7 @@ class LoadBalancerSettings(Spec, frozen=True):
     """
 
     ONE_OF: ClassVar = (
-        ("simple", "consistent_hash"),
+        ("simple", "consistent_hash", "backend_utilization"),
         ("locality_lb_setting", "zone_aware_lb_setting"),
     )
     simple: (
@@ -124,6 +141,7 @@ class LoadBalancerSettings(Spec, frozen=True):
         | None
     ) = None
     consistent_hash: ConsistentHashLB | None = None
+    backend_utilization: BackendUtilizationLB | None = None
     locality_lb_setting: LocalityLbSetting | None = None
     zone_aware_lb_setting: ZoneAwareLbSetting | None = None
     warmup: WarmupConfiguration | None = None
@@ -184,6 +202,7 @@ class OutlierDetection(Spec, frozen=True):
     """Eject endpoints that keep failing.
 
     consecutive_errors: Deprecated; use consecutive5xxErrors.
+    failure_percentage_threshold: Share of failures that ejects, in a row or not.
     """
 
     consecutive_errors: Int32 = 0
@@ -195,7 +214,8 @@ class OutlierDetection(Spec, frozen=True):
     base_ejection_time: Duration | None = None
     max_ejection_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     min_health_percent: Annotated[int, Meta(ge=0, le=100)] = 0
-    outlier_detection_http_error_codes: tuple[UInt32, ...] = ()
+    outlier_detection_http_error_codes: tuple[Annotated[int, Meta(ge=100, le=599)], ...] = ()
+    failure_percentage_threshold: Annotated[int, Meta(ge=0, le=100)] | None = None
 
 
 class ClientTLSSettings(Spec, frozen=True):
@@ -203,6 +223,7 @@ class ClientTLSSettings(Spec, frozen=True):
 
     mode: ISTIO_MUTUAL uses the workload's own certificate.
     credential_name: Secret with tls.key, tls.crt and ca.crt.
+    ca_cert_credential_name: Secret that holds the authorities instead, in ca.crt.
     """
 
     mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
@@ -214,6 +235,7 @@ class ClientTLSSettings(Spec, frozen=True):
     sni: str = ""
     insecure_skip_verify: bool | None = None
     ca_crl: str = ""
+    ca_cert_credential_name: str = ""
 
 
 class PortTrafficPolicy(Spec, frozen=True):

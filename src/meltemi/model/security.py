@@ -135,6 +135,7 @@ class JWTRule(Spec, frozen=True):
     """Tokens of one issuer.
 
     jwks: The keys themselves; otherwise they are fetched from jwksUri or found by OpenID discovery.
+    presence: REQUIRED refuses requests without this token.
     """
 
     REQUIRED: ClassVar = ("issuer",)
@@ -151,6 +152,7 @@ class JWTRule(Spec, frozen=True):
     forward_original_token: bool = False
     timeout: Duration | None = None
     space_delimited_claims: Strings = ()
+    presence: Literal["OPTIONAL", "REQUIRED"] = "OPTIONAL"
 
 
 class RequestAuthentication(Spec, frozen=True):

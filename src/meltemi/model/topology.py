@@ -64,6 +64,8 @@ class ServerTLSSettings(Spec, frozen=True):
     max_protocol_version: TLSVersion = "TLS_AUTO"
     cipher_suites: Strings = ()
     insecure_skip_verify: bool | None = None
+    ecdh_curves: Strings = ()
+    alpn_protocols: Strings = ()
 
 
 class GatewayPort(Spec, frozen=True):
@@ -190,6 +192,7 @@ class TCPHealthCheckConfig(Spec, frozen=True):
 class ExecHealthCheckConfig(Spec, frozen=True):
     """Healthy when the command exits 0."""
 
+    REQUIRED: ClassVar = ("command",)
     command: Strings = ()
 
 

@@ -11,10 +11,12 @@ from meltemi.ir.cluster import (
     Keepalive,
     Outlier,
     Thresholds,
+    Utilization,
 )
 from meltemi.ir.endpoint import LocalityPolicy
 from meltemi.ir.route import HashPolicy
 from meltemi.model.destination_rule import (
+    BackendUtilizationLB,
     ConsistentHashLB,
     LocalityLbSetting,
     OutlierDetection,
@@ -117,6 +119,7 @@ def outlier(rule: OutlierDetection | None) -> Outlier | None:
         base_ejection_s=rule.base_ejection_time,
         max_ejection_percent=rule.max_ejection_percent or None,
         min_health_percent=rule.min_health_percent or None,
+        failure_percent=rule.failure_percentage_threshold,
     )
 
 
@@ -137,6 +140,8 @@ def balancer(policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType) -> Bala
     weighted = locality_setting(policy, mesh) is not None
     if settings.consistent_hash is not None:
         return _hashing(settings.consistent_hash, weighted)
+    if settings.backend_utilization is not None:
+        return _by_utilization(settings.backend_utilization)
     warm = settings.warmup
     return Balancer(
         policy=_SIMPLE.get(settings.simple or "", Balancing.LEAST_REQUEST),
@@ -144,6 +149,21 @@ def balancer(policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType) -> Bala
         warmup_aggression=warm.aggression if warm is not None else None,
         warmup_min_percent=warm.minimum_percent if warm is not None else None,
         locality_weighted=weighted,
+    )
+
+
+def _by_utilization(settings: BackendUtilizationLB) -> Balancer:
+    """Weights come from the endpoints' own reports, so localities get none."""
+    penalty = settings.error_utilization_penalty_percent
+    return Balancer(
+        policy=Balancing.UTILIZATION,
+        utilization=Utilization(
+            blackout_s=settings.weight_stabilization_period,
+            expiration_s=settings.weight_expiration_period,
+            update_s=settings.weight_update_period,
+            error_penalty=penalty / 100 if penalty else None,
+            metrics=settings.metric_names_for_computing_utilization,
+        ),
     )
 
 

@@ -76,19 +76,19 @@ def _percent(value: object, fallback: float = 100.0) -> float:
 
 
 def build_fault(fault: HTTPFaultInjection | None) -> Fault | None:
-    """Faults of a rule; a delay and an abort may both apply."""
+    """Faults of a rule; a delay and an abort may both apply. Without a percentage there are none, as documented."""
     if fault is None or (fault.delay is None and fault.abort is None):
         return None
     delay, abort = fault.delay, fault.abort
     status, grpc = _abort_codes(abort)
     return Fault(
         delay_s=delay.fixed_delay if delay is not None else None,
-        delay_percent=_percent(delay.percentage, float(delay.percent or 100))
+        delay_percent=_percent(delay.percentage, float(delay.percent))
         if delay is not None
         else 0.0,
         abort_status=status,
         abort_grpc=grpc,
-        abort_percent=_percent(abort.percentage) if abort is not None else 0.0,
+        abort_percent=_percent(abort.percentage, 0.0) if abort is not None else 0.0,
     )
 
 

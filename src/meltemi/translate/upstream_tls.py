@@ -91,6 +91,8 @@ def _secret(name: str) -> str:
 def _roots(settings: ClientTLSSettings) -> SecretRef | None:
     if settings.insecure_skip_verify:
         return None
+    if settings.ca_cert_credential_name:
+        return SecretRef(SecretSource.ADS, _secret(settings.ca_cert_credential_name) + "-cacert")
     if settings.credential_name:
         return SecretRef(SecretSource.ADS, _secret(settings.credential_name) + "-cacert")
     if settings.ca_certificates:
