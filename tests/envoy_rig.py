@@ -125,11 +125,11 @@ class Backend:
         address: str = "127.0.0.1",
         port: int = 0,
         respond: Callable[[http.server.BaseHTTPRequestHandler], int | None] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: MutableMapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.seen: list[dict[str, Any]] = []
-        self.headers = dict(headers or {})  # of every answer
+        self.headers = headers if headers is not None else {}  # of every answer
         backend = self
 
         class Handler(http.server.BaseHTTPRequestHandler):

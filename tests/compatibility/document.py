@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from compatibility.marks import Mark
-from meltemi.config.api_fields import API, ApiField, fields_of
+from meltemi.config.api_fields import API, ApiField, fields_of, places
 from meltemi.config.kinds import KINDS
 from meltemi.config.limits import LIMITS, Limit, limit_of
 
@@ -56,7 +56,7 @@ def rows_of(kind: str, marks: Iterable[Mark]) -> list[Row]:
         if entry.same_as:
             tests += _under(entry.path, by_field)
         else:
-            tests += _elsewhere(entry.path, kind, by_field)
+            tests += _elsewhere(entry.path, by_field)
         rows.append(Row(entry, limit_of(entry.path), list(dict.fromkeys(tests))))
         for value in entry.values:
             if f"{entry.path}={value}" in LIMITS:
@@ -71,11 +71,10 @@ def _under(path: str, by_field: Mapping[str, list[str]]) -> Iterator[str]:
             yield from tests
 
 
-def _elsewhere(path: str, kind: str, by_field: Mapping[str, list[str]]) -> Iterator[str]:
+def _elsewhere(path: str, by_field: Mapping[str, list[str]]) -> Iterator[str]:
     """Tests of the same field at a later place of its struct."""
-    for other in fields_of(kind):
-        if other.same_as and path.startswith(other.same_as + "."):
-            yield from by_field.get(other.path + path.removeprefix(other.same_as), ())
+    for place in places(path)[1:]:
+        yield from by_field.get(place, ())
 
 
 def document(marks: Iterable[Mark]) -> str:

@@ -71,17 +71,42 @@ def size(shape: Record) -> int:
     return sum(size(part) if isinstance(part, Record) and part.fields else 1 for part in inner)
 
 
-def known(path: str) -> bool:
-    """Whether a path names a field of the API (not a struct of fields); ``path=VALUE`` names one of its values."""
+def places(path: str) -> tuple[str, ...]:
+    """A path, and where else its kind has the same field because it uses a struct again."""
+    found = [path]
+    for place in found:  # grows: a struct that is used again may hold another one
+        for other in fields_of(path.partition(".")[0]):
+            if other.same_as and place.startswith(other.same_as + "."):
+                again = other.path + place.removeprefix(other.same_as)
+                if again not in found:
+                    found.append(again)
+    return tuple(found)
+
+
+def names_part(path: str) -> bool:
+    """Whether a path names a field or a struct of the API; ``path=VALUE`` names a value of an enumeration."""
     path, _, value = path.partition("=")
+    shape = _shape_at(path)
+    return shape is not None and (
+        not value or (isinstance(shape, Choice) and value in shape.values)
+    )
+
+
+def names_field(path: str) -> bool:
+    """Whether a path names a field that holds a value, as ``fields_of`` lists them, at whatever place."""
+    shape = _shape_at(path.partition("=")[0])
+    if not names_part(path) or not isinstance(shape, Record):
+        return names_part(path)
+    return not shape.fields or any(field.path == path for field in fields_of(path.split(".")[0]))
+
+
+def _shape_at(path: str) -> Shape | None:
     kind, *names = path.split(".")
     if kind not in API:
-        return False
+        return None
     shape: Shape = record(API[kind])
     for name in names:
         if not isinstance(shape, Record) or name not in shape.fields:
-            return False
+            return None
         shape = _inner(shape.fields[name].shape)
-    if isinstance(shape, Record):
-        return not value and (not shape.fields or any(f.path == path for f in fields_of(kind)))
-    return not value or (isinstance(shape, Choice) and value in shape.values)
+    return shape

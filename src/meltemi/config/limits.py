@@ -1,6 +1,7 @@
 """What this mesh does not do as the API says: one table, for the person who writes the field and for ``docs/compatibility.md``.
 
-A ``Limit`` names a field (or one value of an enumeration) by its path, see ``api_fields``. ``report_limits`` finds those that an object
+A ``Limit`` names a field (or a whole struct, or one value of an enumeration) by its path, see ``api_fields``; where a kind uses a
+struct again, its limits hold there too. ``report_limits`` finds those that an object
 sets. The reasons are facts about the stock Envoy that runs as the proxy, or decisions of this project; whoever makes a field work removes
 its line.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from meltemi.config.api_fields import places
 from meltemi.config.paths import item, join
 from meltemi.config.reader import SCHEMA, Report
 from meltemi.config.shapes import record
@@ -65,6 +67,14 @@ _LIMITS = (
         "use httpStatus or grpcStatus",
         Level.ERROR,
     ),
+    *(
+        _no(
+            f"{place}.zoneAwareLbSetting",
+            "has no effect: Envoy compares zones with those of the caller's own service, which proxies are not told",
+            "use localityLbSetting with failover or distribute",
+        )
+        for place in ("DestinationRule.trafficPolicy.loadBalancer", "MeshConfig")
+    ),
 )
 
 LIMITS: Mapping[str, Limit] = {limit.field: limit for limit in _LIMITS}
@@ -93,16 +103,16 @@ def _tree(kind: str) -> _Node:
     root = _Node()
     for limit in LIMITS.values():
         path, _, value = limit.field.partition("=")
-        first, *names = path.split(".")
-        if first != kind:
+        if path.partition(".")[0] != kind:
             continue
-        node = root
-        for name in names:
-            node = node.inner.setdefault(name, _Node())
-        if value:
-            node.values[value] = limit
-        else:
-            node.limit = limit
+        for place in places(path):
+            node = root
+            for name in place.split(".")[1:]:
+                node = node.inner.setdefault(name, _Node())
+            if value:
+                node.values[value] = limit
+            else:
+                node.limit = limit
     return root
 
 

@@ -46,7 +46,7 @@ _TYPES = {
     for kind in ClusterType
     if kind is not ClusterType.BY_NAME
 }
-_POLICIES = {
+_POLICIES: dict[Balancing, Any] = {
     kind: cluster_pb2.Cluster.LbPolicy.Value(kind.value)
     for kind in Balancing
     if kind is not Balancing.UTILIZATION  # an extension
