@@ -20,7 +20,7 @@ import socketserver
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
