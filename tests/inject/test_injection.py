@@ -330,6 +330,8 @@ def test_a_gateway_pod_becomes_a_router() -> None:
     (proxy,) = made["spec"]["containers"]
     assert proxy["args"][:2] == ["proxy", "router"]
     assert "kubectl.kubernetes.io/default-container" not in made["metadata"]["annotations"]
+    # Its ports speak what its Gateways say: sidecars must not take it for one that speaks mutual TLS.
+    assert "security.istio.io/tlsMode" not in made["metadata"]["labels"]
 
 
 def test_a_users_template_is_an_overlay_with_variables() -> None:

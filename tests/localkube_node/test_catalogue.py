@@ -41,6 +41,7 @@ def catalogue(tmp_path: Path, text: str, own: str = "") -> Catalogue:
         ("shop/cart:1", "shop/cart:2", False),
         ("shop/cart:*", "shop/cart@sha256:00", True),
         ("busybox:*", "docker.io/library/busybox", True),
+        ("*/fortio/fortio*", "fortio/fortio:latest_release", True),
     ],
 )
 def test_patterns(tmp_path: Path, pattern: str, image: str, found: bool) -> None:

@@ -23,7 +23,7 @@ from localkube.node.runtime.syscalls import CAPABILITIES
 _BUILT_IN: Final = Path(__file__).with_name("images.yaml")
 _LOOK_S: Final = 0.5  # how often changed files are looked for while a pod waits for an image
 _FIELDS: Final = frozenset(
-    {"image", "command", "args", "env", "workingDir", "capabilities", "user", "note"}
+    {"image", "command", "args", "env", "workingDir", "capabilities", "programs", "user", "note"}
 )
 
 
@@ -35,6 +35,8 @@ class Image:
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Programs that the image has besides: path or name -> command. The machine's own go before them."""
     working_dir: str = "/"
     capabilities: frozenset[str] = frozenset()
     source: str = ""
@@ -67,8 +69,11 @@ def derive_full_reference(image: str) -> str:
 def _matches(pattern: str, image: str) -> bool:
     if ":" not in pattern.rpartition("/")[2] and not pattern.endswith("*"):
         pattern += ":*"
-    return fnmatchcase(image, pattern) or fnmatchcase(
-        derive_full_reference(image), derive_full_reference(pattern)
+    full = derive_full_reference(image)
+    return (
+        fnmatchcase(image, pattern)
+        or fnmatchcase(full, pattern)
+        or fnmatchcase(full, derive_full_reference(pattern))
     )
 
 
@@ -110,6 +115,12 @@ def _problem(entry: Any) -> str:
     env = entry.get("env") or {}
     if not isinstance(env, dict):
         return "'env' must be a mapping of names to strings"
+    programs = entry.get("programs") or {}
+    if not isinstance(programs, dict) or not all(
+        isinstance(line, list) and line and all(isinstance(word, str) for word in line)
+        for line in programs.values()
+    ):
+        return "'programs' must be a mapping of paths or names to lists of strings"
     return ""
 
 
@@ -130,6 +141,10 @@ def _image(entry: Mapping[str, Any], path: Path) -> Image:
         command=tuple(fill(item) for item in entry.get("command") or ()),
         args=tuple(fill(item) for item in entry.get("args") or ()),
         env={str(k): fill(str(v)) for k, v in (entry.get("env") or {}).items()},
+        programs={
+            str(name): tuple(fill(word) for word in line)
+            for name, line in (entry.get("programs") or {}).items()
+        },
         working_dir=fill(entry.get("workingDir") or "/"),
         capabilities=frozenset(
             name.removeprefix("CAP_") for name in entry.get("capabilities") or ()

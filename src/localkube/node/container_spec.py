@@ -1,11 +1,13 @@
 """What exactly a container runs: command, variables, rights and mounts.
 
 In: pod, container, image, the pod's prepared volumes. Out: values for the fork server. Only reads,
-but for empty files and subPath directories that mounts need.
+but for what mounts need: empty files, subPath directories, scripts for an image's programs.
 """
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,19 @@ from typing import Any
 
 from localkube.node.catalogue import Image
 from localkube.node.environment import build_environment, build_service_variables, expand
-from localkube.node.hostview import base_environment, resolve_capabilities, resolve_command
+from localkube.node.hostview import (
+    SYSTEM_PATH,
+    base_environment,
+    resolve_capabilities,
+    resolve_command,
+)
 from localkube.node.node_services import NodeServices
 from localkube.node.podfiles import pod_hostname
 from localkube.node.runtime.processes import ProcessSpec
 from localkube.node.runtime.rootfs import Plan, VolumeMount
 from localkube.node.volumes import is_projection
+
+_PROGRAMS = "/usr/local/bin"  # where an image's programs without a path of their own are
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,8 @@ def describe_container(
     )
     cwd = container.get("workingDir") or image.working_dir
     mounts = _mounts(pod, container, env, places.volumes)
-    return spec, node.view.build_plan(container, _files(container, places), mounts, cwd), cwd
+    files = _files(container, places) | _programs(container["name"], image, places)
+    return spec, node.view.build_plan(container, files, mounts, cwd), cwd
 
 
 def _environment(
@@ -87,6 +97,21 @@ def _files(container: Mapping[str, Any], places: PodPlaces) -> dict[str, str]:
     files[path] = str(message)
     mounted = {m["mountPath"] for m in container.get("volumeMounts") or []}
     return {target: source for target, source in files.items() if target not in mounted}
+
+
+def _programs(container: str, image: Image, places: PodPlaces) -> dict[str, str]:
+    """Return scripts for the image's programs that this machine lacks, by their path in the container."""
+    found = {}
+    for name, command in image.programs.items():
+        path = name if name.startswith("/") else f"{_PROGRAMS}/{name}"
+        if Path(path).exists() or (path != name and shutil.which(name, path=SYSTEM_PATH)):
+            continue
+        script = places.memory_dir / "programs" / container / path.strip("/").replace("/", "-")
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        script.chmod(0o755)
+        found[path] = str(script)
+    return found
 
 
 def _mounts(

@@ -29,7 +29,7 @@ DEFAULT_CAPABILITIES: Final = frozenset(
 _OWN_TOP_LEVEL: Final = frozenset(
     {"proc", "sys", "dev", "tmp", "run", "var", "root", "home", "boot", "lost+found"}
 )
-_SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class HostView:
@@ -135,7 +135,7 @@ def resolve_command(container: Mapping[str, Any], image: Image) -> tuple[list[st
 def base_environment(hostname: str, tty: bool) -> dict[str, str]:
     """Return the variables that every container has."""
     values = {
-        "PATH": f"{Path(sys.executable).parent}:{_SYSTEM_PATH}",
+        "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
         "HOME": "/root",
         "HOSTNAME": hostname,
     }

@@ -61,7 +61,8 @@ def _receive_peer(receive: ir.ReceivePeer) -> tuple[str, Any]:
             strip.mutations.request_mutations.append(
                 mutation_rules_pb2.HeaderMutation(remove=PEER_HEADER_PREFIX + key)
             )
-        return "envoy.filters.http.header_mutation", strip
+        # A name of its own: routes that lead out of the mesh switch the filter of SendPeer off by name.
+        return "meltemi.filters.http.strip_peer", strip
     made = header_to_metadata_pb2.Config()
     for key, _ in PEER_FIELDS:
         made.request_rules.add(

@@ -193,7 +193,9 @@ def _new_metadata(
     role: str,
 ) -> dict[str, Any]:
     labels = dict(metadata.get("labels") or {})
-    labels.setdefault("security.istio.io/tlsMode", "istio")
+    if role == "sidecar":
+        # Whether a gateway's port takes mutual TLS is said by its Gateway, not by the pod.
+        labels.setdefault("security.istio.io/tlsMode", "istio")
     labels.setdefault("service.istio.io/canonical-name", facts.workload.canonical_name[:63])
     labels.setdefault("service.istio.io/canonical-revision", facts.workload.canonical_revision)
     if facts.network:

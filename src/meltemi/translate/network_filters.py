@@ -98,6 +98,8 @@ def gateway_manager(build: Build, stat_prefix: str, rds: str, origins: Origins =
     return HttpManager(
         stat_prefix=stat_prefix,
         filters=(
+            # Where the route leads out of the mesh nobody else would take off what a sidecar told.
+            filters.ReceivePeer(trusted=False),
             *policy_filters(build).http,
             filters.SendPeer(),
             filters.MeshAlpn(),

@@ -10,12 +10,13 @@ import argparse
 import json
 import logging
 import os
-import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+
+from meltemi_samples.programs import serving
 
 # Headers that a service copies from the request it got to the requests it makes: trace context of the
 # common tracers, the request id, the caller's login, and what authentication needs downstream.
@@ -42,7 +43,6 @@ PROPAGATED = (
     "jwt",
 )
 PORT = 9080
-SHUTDOWN_S = 10.0
 
 session_key = web.AppKey("session", aiohttp.ClientSession)
 log = logging.getLogger("bookinfo")
@@ -86,17 +86,8 @@ def serve(routes: Iterable[web.RouteDef | web.StaticDef], health: Any = _health)
     parser = argparse.ArgumentParser()
     parser.add_argument("port", nargs="?", type=int, default=PORT)
     port = parser.parse_args().port
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     app = web.Application()
     app.router.add_get("/health", health)
     app.add_routes(routes)
     app.cleanup_ctx.append(_session)
-    # SIGTERM ends the server as Ctrl-C does; aiohttp then waits for handlers that still run.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    web.run_app(
-        app,
-        port=port,
-        shutdown_timeout=SHUTDOWN_S,
-        access_log_format='%a "%r" %s %b %Tf',
-        print=lambda text: log.info(text.splitlines()[0]),
-    )
+    serving.run(app, port)

@@ -1,0 +1,1 @@
+"""The programs behind the samples: ``python -m meltemi_samples.programs.<name>``."""

@@ -1,0 +1,170 @@
+"""The classic tasks at the ingress gateway: plain HTTP, TLS from Secrets (simple and mutual), SNI passthrough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import Shell, wait_for
+from e2e.tasks import Gateway, task, tls_server, write_pair
+from pki import make_authority
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+HTTPBIN = "samples/httpbin/httpbin.yaml"
+HOST = "httpbin.example.com"
+
+
+def gateway_yaml(host: str, port: str, tls: str = "") -> str:
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: httpbin-gateway}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+    - port: {port}
+      hosts: [{host}]
+{tls}
+"""
+
+
+ROUTES = f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: httpbin}}
+spec:
+  hosts: [{HOST}]
+  gateways: [httpbin-gateway]
+  http:
+    - match:
+        - uri: {{prefix: /status}}
+        - uri: {{prefix: /delay}}
+      route: [{{destination: {{host: httpbin, port: {{number: 8000}}}}}}]
+"""
+
+
+def test_ingress(mesh: Shell) -> None:
+    with task(mesh, "ingress") as own:
+        own.apply(HTTPBIN, gateway_yaml(HOST, "{number: 80, name: http, protocol: HTTP}"), ROUTES)
+        own.ready()
+        gateway = Gateway(mesh)
+        wait_for("200", lambda: gateway.status("http", HOST, "/status/200"), 30, "200".__eq__)
+        answer = gateway.curl("http", HOST, "/status/200", "-I")
+        assert "server: istio-envoy" in answer
+        assert gateway.status("http", HOST, "/delay/0") == "200"
+        assert gateway.status("http", HOST, "/headers") == "404", "a path that no rule names"
+        assert gateway.status("http", "other.example.com", "/status/200") == "404"
+        # A browser, which cannot set the Host header, comes with the rule for all hosts.
+        own.apply(ROUTES.replace(f"[{HOST}]", '["*"]').replace("/delay", "/headers"))
+        own.apply(gateway_yaml('"any.example.com"', "{number: 80, name: http, protocol: HTTP}"))
+        wait_for(
+            "200", lambda: gateway.status("http", "any.example.com", "/headers"), 30, "200".__eq__
+        )
+
+
+def test_secure_ingress(mesh: Shell, tmp_path: Path) -> None:
+    secrets = "httpbin-credential httpbin-mutual-credential httpbin-mutual-credential-cacert"
+    authority, others = make_authority(), make_authority("others")
+    pair = write_pair(tmp_path, HOST, authority.issue(HOST))
+    client = write_pair(tmp_path, "client", authority.issue("client.example.com"))
+    stranger = write_pair(tmp_path, "stranger", others.issue("client.example.com"))
+    (tmp_path / "ca.crt").write_bytes(authority.root)
+    trust = f"--cacert {tmp_path}/ca.crt"
+    port = "{number: 443, name: https, protocol: HTTPS}"
+    gateway = Gateway(mesh)
+
+    def status(flags: str) -> str:
+        return gateway.status("https", HOST, "/status/418", f"{trust} {flags}")
+
+    with task(mesh, "secure-ingress") as own:
+        try:
+            mesh(f"kubectl create -n istio-system secret tls httpbin-credential {pair}")
+            own.apply(
+                HTTPBIN,
+                gateway_yaml(
+                    HOST, port, "      tls: {mode: SIMPLE, credentialName: httpbin-credential}"
+                ),
+                ROUTES,
+            )
+            own.ready()
+            wait_for("a teapot by HTTPS", lambda: status(""), 30, "418".__eq__)
+            assert gateway.curl("https", HOST, "/status/418", f"{trust} --http2").strip() == (
+                "I'm a teapot!"
+            )
+            assert "(60)" in gateway.status("https", HOST, "/status/418"), "an unknown authority"
+            # Mutual: one Secret with all three.
+            mesh(
+                "kubectl create -n istio-system secret generic httpbin-mutual-credential "
+                f"--from-file=tls.key={tmp_path}/{HOST}.key --from-file=tls.crt={tmp_path}/{HOST}.crt "
+                f"--from-file=ca.crt={tmp_path}/ca.crt"
+            )
+            own.apply(
+                gateway_yaml(
+                    HOST,
+                    port,
+                    "      tls: {mode: MUTUAL, credentialName: httpbin-mutual-credential}",
+                )
+            )
+            wait_for("no entry without a certificate", lambda: status(""), 30, _refused)
+            assert status(client) == "418"
+            assert _refused(status(stranger))
+            # The authority of clients in a Secret of its own, as certificate managers make them.
+            mesh(
+                "kubectl delete -n istio-system secret httpbin-mutual-credential; "
+                f"kubectl create -n istio-system secret tls httpbin-mutual-credential {pair}; "
+                "kubectl create -n istio-system secret generic httpbin-mutual-credential-cacert "
+                f"--from-literal=ca.crt='{others.root.decode()}'"
+            )
+            wait_for("the others get in now", lambda: status(stranger), 30, "418".__eq__)
+            wait_for("and nobody else", lambda: status(client), 30, _refused)
+        finally:
+            mesh(f"kubectl delete -n istio-system --ignore-not-found secret {secrets}")
+
+
+def _refused(answer: str) -> bool:
+    return answer.startswith("000") or "curl: (" in answer
+
+
+def test_sni_passthrough(mesh: Shell, tmp_path: Path) -> None:
+    host = "tls.example.com"
+    authority = make_authority()
+    (tmp_path / "ca.crt").write_bytes(authority.root)
+    gateway = Gateway(mesh)
+    with task(mesh, "passthrough") as own:
+        pair = write_pair(tmp_path, host, authority.issue(host))
+        own.kubectl(f"create secret tls server-certs {pair}")
+        own.apply(
+            tls_server("server", "server-certs", {80: 8080, 443: 8443}),
+            """
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec:
+  selector: {app: server}
+  ports: [{name: https, port: 443, targetPort: 8443}]
+""",
+            gateway_yaml(
+                host,
+                "{number: 443, name: https, protocol: HTTPS}",
+                "      tls: {mode: PASSTHROUGH}",
+            ),
+            f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: server}}
+spec:
+  hosts: [{host}]
+  gateways: [httpbin-gateway]
+  tls:
+    - match: [{{port: 443, sniHosts: [{host}]}}]
+      route: [{{destination: {{host: server, port: {{number: 443}}}}}}]
+""",
+        )
+        own.ready()
+        # The application's own certificate answers; the gateway never sees inside.
+        flags = f"--cacert {tmp_path}/ca.crt"
+        wait_for("200", lambda: gateway.status("https", host, "/get", flags), 30, "200".__eq__)
+        assert '"method": "GET"' in gateway.curl("https", host, "/get", flags)
+        assert "server: istio-envoy" not in gateway.curl("https", host, "/get", f"{flags} -I")
+        assert _refused(gateway.status("https", "other.example.com", "/get", flags))
