@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from meltemi.model.names import SDS_TYPE
 from mesh_world import build_world, pod
 
@@ -41,3 +43,39 @@ def test_only_gateways_of_the_secrets_namespace_get_it() -> None:
         assert not served["app.owner"]
         assert b"a2V5" not in repr(world.context.secrets).encode()
         assert "'key'" not in repr(world.context.secrets)
+
+
+ORIGINATION = """
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: client, namespace: owner}
+data: {tls.crt: Y2VydA==, tls.key: a2V5, ca.crt: cm9vdA==}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: world, namespace: owner}
+spec:
+  host: world.example
+  trafficPolicy: %s
+"""
+MUTUAL = "{mode: MUTUAL, credentialName: client}"
+BOTH = ["kubernetes://client", "kubernetes://client-cacert"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "names"),
+    [
+        (f"{{tls: {MUTUAL}}}", BOTH),
+        (f"{{portLevelSettings: [{{port: {{number: 443}}, tls: {MUTUAL}}}]}}", BOTH),
+        ("{tls: {mode: SIMPLE, credentialName: client}}", BOTH[1:]),
+    ],
+)
+def test_a_gateway_gets_the_client_certificates_of_destination_rules(
+    policy: str, names: list[str]
+) -> None:
+    """Of the whole rule and of single ports; for SIMPLE the roots only."""
+    world = build_world(
+        pod("edge", "10.1.0.1", namespace="owner", labels=LABELS) + ORIGINATION % policy
+    )
+    assert [entry.name for entry in world.resources("edge.owner")[SDS_TYPE]] == names

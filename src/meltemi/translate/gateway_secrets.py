@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from meltemi.ir.secret import Secret
+from meltemi.model.destination_rule import ClientTLSSettings, DestinationRule
 from meltemi.model.origin import Origin
 from meltemi.push.secrets import SecretData
 from meltemi.translate.build import Build
@@ -27,12 +30,20 @@ def _wanted(build: Build) -> dict[str, tuple[str, Origin]]:
         if tls.ca_cert_credential_name:
             found[tls.ca_cert_credential_name] = ("roots", origin)
     for config in build.context.destination_rules:
-        policies = [config.spec.traffic_policy, *(s.traffic_policy for s in config.spec.subsets)]
-        for policy in policies:
-            if policy is not None and policy.tls is not None and policy.tls.credential_name:
-                kind = "both" if policy.tls.mode == "MUTUAL" else "roots"
-                found.setdefault(policy.tls.credential_name, (kind, config.origin("spec")))
+        for settings in _client_settings(config.spec):
+            kind = "both" if settings.mode == "MUTUAL" else "roots"
+            name = settings.credential_name
+            known, origin = found.get(name, (kind, config.origin("spec")))
+            found[name] = (kind if known == kind else "both", origin)
     return found
+
+
+def _client_settings(rule: DestinationRule) -> Iterator[ClientTLSSettings]:
+    """Where a DestinationRule names a Secret: as a whole, by subset, and by port of either."""
+    for policy in (rule.traffic_policy, *(subset.traffic_policy for subset in rule.subsets)):
+        for part in (policy, *(policy.port_level_settings if policy else ())):
+            if part is not None and part.tls is not None and part.tls.credential_name:
+                yield part.tls
 
 
 def _lookup(build: Build, name: str) -> SecretData | None:
