@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from e2e.conftest import Ingress, steadily, wait_for
+from e2e.conftest import Ingress, Shell, Workload, steadily, wait_for
+from meltemi_samples.bookinfo.src import mysqldb
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 Apply = Callable[[str], None]
@@ -81,3 +84,29 @@ def test_a_request_timeout_ends_the_wait_for_slow_ratings(ingress: Ingress, appl
     # Two tries of half a second each: productpage asks twice.
     _, body = wait_for("reviews given up", page, accept=lambda found: UNAVAILABLE in found[1])
     assert "Book Details" in body or "Publisher" in body
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name, path=mysqldb.SYSTEM) for name in mysqldb.SERVERS),
+    reason="neither MariaDB nor MySQL is installed (sudo apt-get install mariadb-server)",
+)
+def test_ratings_from_mysql_through_the_mesh(mesh: Shell, ingress: Ingress, applied: Apply) -> None:
+    """A protocol in which the server speaks first, between two sidecars."""
+    applied(f"{NETWORKING}/destination-rule-all.yaml")
+    applied("samples/bookinfo/platform/kube/bookinfo-mysql.yaml")
+    applied("samples/bookinfo/platform/kube/bookinfo-ratings-v2-mysql.yaml")
+    mesh("kubectl rollout status -n bookinfo deployment/mysqldb-v1 --timeout=90s")
+    mesh("kubectl rollout status -n bookinfo deployment/ratings-v2-mysql --timeout=60s")
+    applied(f"{NETWORKING}/virtual-service-ratings-mysql.yaml")
+    wait_for("v3 only", steadily(lambda: ingress.reviews() == "v3"))
+
+    def stars() -> list[str]:
+        return re.findall(r'title="(\d) of 5"', ingress.get("/productpage")[1])
+
+    wait_for("the stars of the database", stars, accept=["5", "4"].__eq__)
+    # What changes in the database shows on the page: the stars were not ratings' own.
+    database = Workload(mesh, "mysqldb")
+    sql = "UPDATE test.ratings SET Rating = 1 WHERE ReviewID = 2"
+    script = f"import pymysql; c = pymysql.connect(host='127.0.0.1', user='root', password='password', autocommit=True); c.cursor().execute('{sql}')"
+    database.exec("mysqldb", "python3 -", stdin=script)
+    wait_for("the new stars", stars, accept=["5", "1"].__eq__)

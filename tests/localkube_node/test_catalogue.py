@@ -124,3 +124,26 @@ def test_a_shells_image_takes_a_whole_command_line_as_args(tmp_path: Path) -> No
     assert image is not None
     assert resolve_command({"args": ["sh", "-c", "true"]}, image) == ([], ["sh", "-c", "true"])
     assert resolve_command({}, image) == ([], ["sh"])
+
+
+def test_a_program_that_the_machine_lacks_is_an_obstacle(tmp_path: Path) -> None:
+    text = """
+images:
+- {image: db, command: [x], requires: [no-such-db, nor-this], note: "apt-get install it."}
+- {image: shell, command: [sh], requires: [no-such-db, sh]}
+"""
+    files = catalogue(tmp_path, text)
+    assert files.obstacle("db:1") == (
+        'image "db:1" needs no-such-db or nor-this on this machine. apt-get install it.'
+    )
+    assert files.obstacle("shell:1") == ""
+    assert "is not in the image catalogue" in files.obstacle("unknown:1")
+
+
+def test_programs_of_an_image(tmp_path: Path) -> None:
+    text = 'images: [{image: a, command: [x], programs: {nc: ["{python}", "-m", "n"], /usr/bin/f: [f]}}]'
+    entry = catalogue(tmp_path, text).find("a")
+    assert entry is not None
+    assert entry.programs == {"nc": (sys.executable, "-m", "n"), "/usr/bin/f": ("f",)}
+    wrong = catalogue(tmp_path, "images: [{image: a, programs: {nc: nc}}]")
+    assert "'programs' must be a mapping" in wrong.findings[0]

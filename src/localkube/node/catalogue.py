@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,22 @@ import yaml
 
 from localkube.node.runtime.syscalls import CAPABILITIES
 
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILT_IN: Final = Path(__file__).with_name("images.yaml")
 _LOOK_S: Final = 0.5  # how often changed files are looked for while a pod waits for an image
 _FIELDS: Final = frozenset(
-    {"image", "command", "args", "env", "workingDir", "capabilities", "programs", "user", "note"}
+    {
+        "image",
+        "command",
+        "args",
+        "env",
+        "workingDir",
+        "capabilities",
+        "programs",
+        "requires",
+        "user",
+        "note",
+    }
 )
 
 
@@ -37,6 +50,8 @@ class Image:
     env: Mapping[str, str] = field(default_factory=dict)
     programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Programs that the image has besides: path or name -> command. The machine's own go before them."""
+    requires: tuple[str, ...] = ()
+    """Programs of which this machine must have one; ``note`` says how to get it."""
     working_dir: str = "/"
     capabilities: frozenset[str] = frozenset()
     source: str = ""
@@ -105,7 +120,7 @@ def _problem(entry: Any) -> str:
     unknown = sorted(str(key) for key in entry.keys() - _FIELDS)
     if unknown:
         return f"unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}"
-    for name in ("command", "args", "capabilities"):
+    for name in ("command", "args", "capabilities", "requires"):
         value = entry.get(name) or []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             return f"{name!r} must be a list of strings (quote numbers)"
@@ -145,6 +160,7 @@ def _image(entry: Mapping[str, Any], path: Path) -> Image:
             str(name): tuple(fill(word) for word in line)
             for name, line in (entry.get("programs") or {}).items()
         },
+        requires=tuple(entry.get("requires") or ()),
         working_dir=fill(entry.get("workingDir") or "/"),
         capabilities=frozenset(
             name.removeprefix("CAP_") for name in entry.get("capabilities") or ()
@@ -194,12 +210,26 @@ class Catalogue:
         """Return the first entry that matches ``reference``."""
         return next((i for i in self._images if _matches(i.pattern, reference)), None)
 
-    async def changed(self, limit_s: float) -> None:
-        """Return when a file changed, or after ``limit_s`` seconds."""
+    async def changed(self, limit_s: float, reference: str = "") -> None:
+        """Return when a file changed or ``reference`` can run, or after ``limit_s`` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit_s
-        while not self.refresh() and loop.time() < end:  # noqa: ASYNC110 - files do not call back
+
+        def news() -> bool:
+            return self.refresh() or bool(reference and not self.obstacle(reference))
+
+        while not news() and loop.time() < end:  # noqa: ASYNC110 - files do not call back
             await asyncio.sleep(min(_LOOK_S, max(0.0, end - loop.time())))
+
+    def obstacle(self, reference: str) -> str:
+        """Return why ``reference`` cannot run here and what to do about it; empty when it can."""
+        image = self.find(reference)
+        if image is None:
+            return self.explain_missing(reference)
+        if image.requires and not any(shutil.which(p, path=SYSTEM_PATH) for p in image.requires):
+            wanted = " or ".join(image.requires)
+            return f'image "{reference}" needs {wanted} on this machine. {image.note}'.strip()
+        return ""
 
     def explain_missing(self, reference: str) -> str:
         """Return the text that tells how to make ``reference`` known."""

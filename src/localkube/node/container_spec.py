@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localkube.node.catalogue import Image
+from localkube.node.catalogue import SYSTEM_PATH, Image
 from localkube.node.environment import build_environment, build_service_variables, expand
-from localkube.node.hostview import (
-    SYSTEM_PATH,
-    base_environment,
-    resolve_capabilities,
-    resolve_command,
-)
+from localkube.node.hostview import base_environment, resolve_capabilities, resolve_command
 from localkube.node.node_services import NodeServices
 from localkube.node.podfiles import pod_hostname
 from localkube.node.runtime.processes import ProcessSpec

@@ -177,10 +177,10 @@ class ContainerRunner:
         return True
 
     async def _find_image(self, reference: str) -> Image | None:
-        image = self._host.catalogue.find(reference)
-        if image is not None:
-            return image
-        text = self._host.catalogue.explain_missing(reference)
+        catalogue = self._host.catalogue
+        text = catalogue.obstacle(reference)
+        if not text:
+            return catalogue.find(reference)
         first = not isinstance(self.record.state, Waiting) or (
             self.record.state.reason not in ("ErrImagePull", "ImagePullBackOff")
         )
@@ -193,11 +193,11 @@ class ContainerRunner:
             self._set_waiting("ImagePullBackOff", f"Back-off pulling image: {text}")
         self._crashes += 1
         pause = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2 ** min(self._crashes, 10))
-        await self._unless_stopped(self._host.catalogue.changed(pause))
-        found = self._host.catalogue.find(reference)
-        if found is not None:
-            self._crashes = 0
-        return found
+        await self._unless_stopped(catalogue.changed(pause, reference))
+        if catalogue.obstacle(reference):
+            return None
+        self._crashes = 0
+        return catalogue.find(reference)
 
     async def _on_start_error(self, error: StartError, started_at: str) -> None:
         self._event("Warning", "Failed", f"Error: {error}")

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from localkube.node.catalogue import Image
+from localkube.node.catalogue import SYSTEM_PATH, Image
 from localkube.node.runtime.rootfs import Plan, VolumeMount
 from localkube.node.runtime.syscalls import CAPABILITIES
 
@@ -29,7 +29,6 @@ DEFAULT_CAPABILITIES: Final = frozenset(
 _OWN_TOP_LEVEL: Final = frozenset(
     {"proc", "sys", "dev", "tmp", "run", "var", "root", "home", "boot", "lost+found"}
 )
-SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class HostView:

@@ -1,9 +1,10 @@
-"""ratings: stars per reviewer, kept in memory.
+"""ratings: stars per reviewer, kept in memory, or in a database.
 
 ``GET /ratings/<id>`` and ``POST /ratings/<id>`` (a JSON object reviewer -> 1..5, kept until the process ends).
 SERVICE_VERSION chooses the behaviour, as the image variants of the same names do:
 
 - ``v1``: always answers;
+- ``v2``: asks a database, which nobody can write to from here (501): see ``ratings_db``;
 - ``v-faulty``: answers 503 half of the time;
 - ``v-delayed``: takes 7 s half of the time;
 - ``v-unavailable``: toggles between answering and 503 every 60 s;
@@ -20,6 +21,7 @@ import time
 
 from aiohttp import web
 
+from meltemi_samples.bookinfo.src import ratings_db
 from meltemi_samples.bookinfo.src.service import json_response, serve
 
 DEFAULT = {"Reviewer1": 5, "Reviewer2": 4}
@@ -66,9 +68,21 @@ async def get_ratings(request: web.Request) -> web.Response:
         return json_response({"error": "the product id is a number, as in /0"}, 400)
     if _down():
         return json_response({"error": "Service unavailable"}, 503)
+    if _version() == "v2":
+        return await _from_database(book)
     if _version() == "v-delayed" and random.random() < 0.5:
         await asyncio.sleep(DELAY_S)
     return json_response({"id": book, "ratings": _added.get(book, DEFAULT)})
+
+
+async def _from_database(book: int) -> web.Response:
+    try:
+        found = await asyncio.to_thread(ratings_db.fetch, os.environ)
+    except ratings_db.NoDatabase as error:
+        return json_response({"error": str(error)}, 500)
+    if not found:
+        return json_response({"error": "ratings not found"}, 404)
+    return json_response({"id": book, "ratings": dict(zip(DEFAULT, found, strict=False))})
 
 
 async def post_ratings(request: web.Request) -> web.Response:
@@ -77,6 +91,8 @@ async def post_ratings(request: web.Request) -> web.Response:
         book = int(request.match_info["book"])
     except ValueError:
         return json_response({"error": "the product id is a number, as in /0"}, 400)
+    if _version() == "v2":
+        return json_response({"error": "Post not implemented for database backed ratings"}, 501)
     try:
         ratings = json.loads(await request.text())
     except ValueError:
