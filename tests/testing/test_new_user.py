@@ -175,7 +175,8 @@ def test_all_samples_come_with_the_wheel(installed: Installed) -> None:
     wanted = {
         str(path.relative_to(here))
         for path in here.rglob("*")
-        if path.suffix in (".yaml", ".py", ".sh", ".html", ".css", ".svg", ".sql", ".js", ".json", ".jwt", ".pem")
+        if path.suffix
+        in (".yaml", ".py", ".sh", ".html", ".css", ".svg", ".sql", ".js", ".json", ".jwt", ".pem")
     }
     found = {str(path.relative_to(samples)) for path in samples.rglob("*")}
     assert wanted - found == set()
