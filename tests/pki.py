@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from meltemi.agent import secrets
@@ -16,7 +17,19 @@ from meltemi.agent import secrets
 _DAY = datetime.timedelta(days=1)
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _name(text: str) -> x509.GeneralName:
+    """A URI, a mail address, an IP address or a DNS name, by its form."""
+    if "://" in text:
+        return x509.UniformResourceIdentifier(text)
+    if "@" in text:
+        return x509.RFC822Name(text)
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -36,13 +49,14 @@ class Authority:
         """The root in PEM."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *names: str) -> tuple[bytes, bytes]:
-        """(certificate, key) in PEM for SPIFFE ids or DNS names."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        sans = [
-            x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name)
-            for name in names
-        ]
+    def issue(self, *names: str, with_rsa: bool = False) -> tuple[bytes, bytes]:
+        """(certificate, key) in PEM for SPIFFE ids, DNS names, IP or mail addresses."""
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+        if with_rsa:
+            key = rsa.generate_private_key(65537, 2048)
+        else:
+            key = ec.generate_private_key(ec.SECP256R1())
+        sans = [_name(name) for name in names]
         now = datetime.datetime.now(datetime.UTC)  # noqa: TID251  certificates need the real time
         made = (
             x509.CertificateBuilder()
@@ -56,6 +70,21 @@ class Authority:
             .sign(self.key, hashes.SHA256())
         )
         return made.public_bytes(serialization.Encoding.PEM), _pem(key)
+
+    def revoke(self, *certificates: bytes) -> bytes:
+        """A list in PEM that revokes these certificates (PEM); possibly none."""
+        now = datetime.datetime.now(datetime.UTC)  # noqa: TID251  lists need the real time
+        made = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - _DAY)
+            .next_update(now + _DAY)
+        )
+        for certificate in certificates:
+            entry = x509.RevokedCertificateBuilder().revocation_date(now - _DAY)
+            serial = x509.load_pem_x509_certificate(certificate).serial_number
+            made = made.add_revoked_certificate(entry.serial_number(serial).build())
+        return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def make_authority(name: str = "test root") -> Authority:

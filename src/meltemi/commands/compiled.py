@@ -113,7 +113,11 @@ class Compiler:
             workload_name=proxy.workload,
             locality=workload.locality if workload is not None else "",
             network=workload.network if workload is not None else "",
-            metadata={**proxy.metadata, **({"NODE_NAME": proxy.node} if proxy.node else {})},
+            metadata={
+                **proxy.metadata,
+                **({"NODE_NAME": proxy.node} if proxy.node else {}),
+                "PROXY_CONFIG": proxy.own_config(),
+            },
         )
 
 

@@ -10,6 +10,7 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -81,6 +82,10 @@ def _mesh_alpn(_: ir.MeshAlpn) -> tuple[str, Any]:
     return "envoy.filters.http.set_filter_state", set_filter_state_pb2.Config()
 
 
+def _grpc_web(_: ir.GrpcWeb) -> tuple[str, Any]:
+    return "envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()
+
+
 def _fault(_: ir.FaultFilter) -> tuple[str, Any]:
     return "envoy.filters.http.fault", fault_pb2.HTTPFault()
 
@@ -104,6 +109,7 @@ _BUILDERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     Rbac: http_rbac,
     ExtAuthz: http_ext_authz,
     ir.MeshAlpn: _mesh_alpn,
+    ir.GrpcWeb: _grpc_web,
     ir.FaultFilter: _fault,
     ir.CorsFilter: _cors,
     ir.ResolveName: _resolve,

@@ -24,6 +24,7 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
+from envoy.extensions.filters.network.mongo_proxy.v3 import mongo_proxy_pb2
 from envoy.extensions.filters.network.sni_cluster.v3 import sni_cluster_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.type.v3 import hash_policy_pb2, range_pb2
@@ -110,6 +111,7 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
         details.subject.value = True
         details.uri = True
         details.dns = True
+        details.cert = manager.forward_whole_cert
     if manager.escaped_slashes:
         made.path_with_escaped_slashes_action = _Hcm.PathWithEscapedSlashesAction.Value(
             manager.escaped_slashes
@@ -195,6 +197,9 @@ def _network_filter(entry: ir.NetworkFilter) -> Any:
         name, config = "envoy.filters.network.tcp_proxy", build_tcp_proxy(entry)
     elif isinstance(entry, ir.ResolveSni):
         name, config = "envoy.filters.network.sni_dynamic_forward_proxy", by_sni_filter(entry.port)
+    elif isinstance(entry, ir.MongoStats):
+        name = "envoy.filters.network.mongo_proxy"
+        config = mongo_proxy_pb2.MongoProxy(stat_prefix=entry.stat_prefix)
     elif isinstance(entry, ir.SniCluster):
         name, config = "envoy.filters.network.sni_cluster", sni_cluster_pb2.SniCluster()
     elif isinstance(entry, Rbac):

@@ -20,12 +20,14 @@ SECRET_WAIT_S = 2.0
 _SAN_TYPES = {
     "uri": common_pb2.SubjectAltNameMatcher.URI,
     "dns": common_pb2.SubjectAltNameMatcher.DNS,
+    "ip": common_pb2.SubjectAltNameMatcher.IP_ADDRESS,
+    "email": common_pb2.SubjectAltNameMatcher.EMAIL,
 }
 
 
 def _sds(ref: SecretRef) -> Any:
     """The SDS configuration of a secret that the agent or the control plane delivers."""
-    if ref.source is SecretSource.ADS:
+    if ref.source is not SecretSource.WORKLOAD:
         source = config_source_pb2.ConfigSource(
             ads=config_source_pb2.AggregatedConfigSource(),
             resource_api_version=config_source_pb2.V3,
@@ -38,11 +40,7 @@ def _sds(ref: SecretRef) -> Any:
             path_config_source=config_source_pb2.PathConfigSource(path=path),
             resource_api_version=config_source_pb2.V3,
         )
-    return secret_pb2.SdsSecretConfig(name=ref.name, sds_config=source)
-
-
-def _file(path: str) -> Any:
-    return base_pb2.DataSource(filename=path)
+    return secret_pb2.SdsSecretConfig(name=ref.sds_name, sds_config=source)
 
 
 def _sans(sans: tuple[SanMatch, ...]) -> list[Any]:
@@ -55,29 +53,13 @@ def _sans(sans: tuple[SanMatch, ...]) -> list[Any]:
     ]
 
 
-def _certificates(common: Any, refs: tuple[SecretRef, ...]) -> None:
-    for ref in refs:
-        if ref.source is SecretSource.FILE:
-            common.tls_certificates.add(
-                certificate_chain=_file(ref.certificate), private_key=_file(ref.key)
-            )
-        else:
-            common.tls_certificate_sds_secret_configs.append(_sds(ref))
-
-
 def _validation(common: Any, roots: SecretRef | None, **checks: Any) -> None:
     """Say what the peer's certificate must satisfy; ``roots`` None means no verification."""
     if roots is None:
         return
-    context = common_pb2.CertificateValidationContext(**checks)
-    if roots.source is SecretSource.FILE:
-        context.trusted_ca.filename = roots.ca
-        if roots.crl:
-            context.crl.filename = roots.crl
-        common.validation_context.CopyFrom(context)
-        return
-    common.combined_validation_context.default_validation_context.CopyFrom(context)
-    common.combined_validation_context.validation_context_sds_secret_config.CopyFrom(_sds(roots))
+    combined = common.combined_validation_context
+    combined.default_validation_context.CopyFrom(common_pb2.CertificateValidationContext(**checks))
+    combined.validation_context_sds_secret_config.CopyFrom(_sds(roots))
 
 
 @lru_cache(maxsize=4096)
@@ -91,12 +73,16 @@ def upstream_socket(tls: UpstreamTls) -> Any:
         ),
     )
     if tls.certificate is not None:
-        _certificates(common, (tls.certificate,))
-    roots = tls.roots
-    if roots is None and tls.system_roots:
-        roots = SecretRef(SecretSource.FILE, ca=SYSTEM_ROOTS)
-    _validation(common, roots, match_typed_subject_alt_names=_sans(tls.sans))
-    context = tls_pb2.UpstreamTlsContext(common_tls_context=common, sni=tls.sni)
+        common.tls_certificate_sds_secret_configs.append(_sds(tls.certificate))
+    sans = _sans(tls.sans)
+    if tls.roots is None and tls.system_roots:
+        common.validation_context.match_typed_subject_alt_names.extend(sans)
+        common.validation_context.trusted_ca.filename = SYSTEM_ROOTS
+    else:
+        _validation(common, tls.roots, match_typed_subject_alt_names=sans)
+    context = tls_pb2.UpstreamTlsContext(
+        common_tls_context=common, sni=tls.sni, auto_sni_san_validation=tls.sni_is_name
+    )
     if tls.auto_sni and not tls.sni:
         context.auto_host_sni = True
     return base_pb2.TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))
@@ -143,18 +129,17 @@ def downstream_socket(tls: DownstreamTls) -> Any:
             ecdh_curves=tls.ecdh_curves,
         ),
     )
-    _certificates(common, tls.certificates)
+    common.tls_certificate_sds_secret_configs.extend(_sds(ref) for ref in tls.certificates)
+    trust = common_pb2.CertificateValidationContext
     _validation(
         common,
         tls.roots,
         match_typed_subject_alt_names=_sans(tls.sans),
         verify_certificate_spki=tls.spki,
         verify_certificate_hash=tls.hashes,
-        **(
-            {"trust_chain_verification": common_pb2.CertificateValidationContext.ACCEPT_UNTRUSTED}
-            if tls.client_certificate == "optional" and tls.roots is None
-            else {}
-        ),
+        trust_chain_verification=trust.ACCEPT_UNTRUSTED
+        if tls.trust_any
+        else trust.VERIFY_TRUST_CHAIN,
     )
     context = tls_pb2.DownstreamTlsContext(
         common_tls_context=common,

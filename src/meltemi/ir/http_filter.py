@@ -25,6 +25,11 @@ class MeshAlpn:
 
 
 @value
+class GrpcWeb:
+    """Turns gRPC-Web of browsers into gRPC."""
+
+
+@value
 class FaultFilter:
     """Runs the faults of routes."""
 
@@ -51,6 +56,7 @@ HttpFilter = (
     | Rbac
     | ExtAuthz
     | MeshAlpn
+    | GrpcWeb
     | FaultFilter
     | CorsFilter
     | ResolveName

@@ -37,6 +37,7 @@ class HttpManager:
     forward_client_cert: str = (
         ""  # SANITIZE | APPEND_FORWARD | SANITIZE_SET | FORWARD_ONLY | ALWAYS_FORWARD_ONLY
     )
+    forward_whole_cert: bool = False  # the certificate itself beside its names
     server_name: str = "istio-envoy"
     server_header: str = ""  # '' overwrites; APPEND_IF_ABSENT or PASS_THROUGH
     normalize_path: bool = False
@@ -83,6 +84,13 @@ class SniCluster:
 
 
 @value
+class MongoStats:
+    """Counts what MongoDB clients ask for; other bytes pass."""
+
+    stat_prefix: str
+
+
+@value
 class ResolveSni:
     """Resolves the SNI for the cluster of type BY_NAME that follows, which connects to ``port`` of it."""
 
@@ -90,7 +98,14 @@ class ResolveSni:
 
 
 NetworkFilter = (
-    HttpManager | TcpProxy | PeerFromCertificate | SniCluster | ResolveSni | Rbac | ExtAuthz
+    HttpManager
+    | TcpProxy
+    | PeerFromCertificate
+    | SniCluster
+    | MongoStats
+    | ResolveSni
+    | Rbac
+    | ExtAuthz
 )
 
 

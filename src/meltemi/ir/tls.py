@@ -12,14 +12,14 @@ class SecretSource(enum.Enum):
 
     WORKLOAD = "workload"  # the agent's files, by a path-config SDS source
     ADS = "ads"  # pushed over the ADS stream
-    FILE = "file"  # plain files that the user mounted
+    FILE = "file"  # files that the user mounted; their names are pushed, so that one bad file stops nothing else
 
 
 @value
 class SecretRef:
     """A certificate pair or a set of trusted roots.
 
-    ``name`` is the SDS name. For FILE, ``certificate`` and ``key`` (or ``ca`` and ``crl``) are paths.
+    ``name`` is the SDS name. For FILE, ``certificate`` and ``key`` (or ``ca`` and ``crl``) are paths; the name follows.
     """
 
     source: SecretSource
@@ -29,6 +29,15 @@ class SecretRef:
     ca: str = ""
     crl: str = ""
 
+    @property
+    def sds_name(self) -> str:
+        """How Envoy asks for it."""
+        if self.source is not SecretSource.FILE:
+            return self.name
+        if self.ca:
+            return f"file-root:{self.ca}" + (f"~{self.crl}" if self.crl else "")
+        return f"file-cert:{self.certificate}~{self.key}"
+
 
 WORKLOAD_CERTIFICATE = SecretRef(SecretSource.WORKLOAD, "default")
 WORKLOAD_ROOTS = SecretRef(SecretSource.WORKLOAD, "ROOTCA")
@@ -36,7 +45,7 @@ WORKLOAD_ROOTS = SecretRef(SecretSource.WORKLOAD, "ROOTCA")
 
 @value
 class SanMatch:
-    """One accepted subject alternative name: ``kind`` is ``uri`` or ``dns``; ``*`` suffixes are prefixes."""
+    """One accepted subject alternative name: ``kind`` is ``uri``, ``dns``, ``ip`` or ``email``."""
 
     kind: str
     match: str  # exact | prefix | suffix
@@ -53,16 +62,18 @@ class UpstreamTls:
     roots: SecretRef | None = None
     sans: tuple[SanMatch, ...] = ()
     system_roots: bool = False
-    auto_sni: bool = False  # SNI from the request's host
+    auto_sni: bool = False  # SNI from the endpoint's host name
+    sni_is_name: bool = False  # the certificate must be for the SNI
 
 
 @value
 class DownstreamTls:
-    """TLS from a client. ``client_certificate`` is ``none``, ``optional`` or ``required``."""
+    """TLS from a client. ``client_certificate`` is ``none``, ``optional`` or ``required``; ``trust_any`` takes unverified ones."""
 
     certificates: tuple[SecretRef, ...]
     roots: SecretRef | None = None
     client_certificate: str = "none"
+    trust_any: bool = False
     alpn: tuple[str, ...] = ()
     sans: tuple[SanMatch, ...] = ()
     min_version: str = ""  # TLSV1_0 ... TLSV1_3

@@ -20,6 +20,7 @@ from meltemi.model.security import PolicyTargetReference
 from meltemi.model.service import PREFER_SAME_NODE, Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
+from meltemi.push.edge import NO_EDGE, Edge, edge_of
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -55,6 +56,7 @@ class ProxyClass:
     (object, index) whose proxy conditions hold. ``label_values`` are the proxy's values of labels that
     locality priorities compare. ``dns_capture``: names resolve to
     automatically allocated addresses. ``http10``: HTTP/1.0 is accepted, too. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
+    ``edge`` is what stands in front of a gateway.
     """
 
     type: NodeType
@@ -75,6 +77,7 @@ class ProxyClass:
     node: str = ""
     dns_capture: bool = False
     http10: bool = False
+    edge: Edge = NO_EDGE
 
     @property
     def is_gateway(self) -> bool:
@@ -284,6 +287,7 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         unprivileged=proxy.bind_ports_unprivileged,
         interception=proxy.interception_mode,
         node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
+        edge=edge_of(context.mesh, proxy),
         dns_capture=str(proxy.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1"),
         http10=str(proxy.metadata.get("HTTP10", "")) == "1",
     )

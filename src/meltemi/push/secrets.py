@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +37,39 @@ def secret_from_data(data: Mapping[str, bytes]) -> SecretData:
         ca=data.get("ca.crt") or data.get("cacert") or b"",
         crl=data.get("ca.crl") or data.get("crl") or b"",
     )
+
+
+@lru_cache(maxsize=4096)
+def pair_problem(data: SecretData) -> str:
+    """Why a proxy would refuse the certificate pair; '' when it is good. Says nothing about dates: they are the clients' matter."""
+    if not data.chain or not data.key:
+        return "it lacks tls.crt or tls.key (or cert and key)"
+    try:
+        leaf = x509.load_pem_x509_certificates(data.chain)[0]
+    except (ValueError, IndexError):
+        return "its certificate is not PEM"
+    try:
+        key = load_pem_private_key(data.key, None)
+    except (ValueError, TypeError):
+        return "its key is not an unencrypted PEM key"
+    shape = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*shape) != leaf.public_key().public_bytes(*shape):
+        return "its key does not belong to its certificate"
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def roots_problem(data: SecretData) -> str:
+    """Why a proxy would refuse the authorities or their revocation list; '' when they are good."""
+    if not data.ca:
+        return "it lacks ca.crt (or cacert)"
+    try:
+        x509.load_pem_x509_certificates(data.ca)
+    except ValueError:
+        return "its authorities are not PEM certificates"
+    if data.crl:
+        try:
+            x509.load_pem_x509_crl(data.crl)
+        except ValueError:
+            return "its revocation list is not PEM"
+    return ""

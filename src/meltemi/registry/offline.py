@@ -18,6 +18,7 @@ import msgspec
 from meltemi.config.decode import RawObject, load, parse_yaml
 from meltemi.config.ingress import convert_ingresses
 from meltemi.config.mesh import parse_mesh_config, parse_proxy_config
+from meltemi.config.yaml_source import read_value
 from meltemi.model import ingress as net
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
@@ -95,6 +96,11 @@ class OfflineProxy:
     def id(self) -> str:
         """``pod.namespace``."""
         return f"{self.name}.{self.namespace}"
+
+    def own_config(self) -> Mapping[str, Any]:
+        """Settings of the annotation ``proxy.istio.io/config``, which the injector would give to the proxy."""
+        value, _, _ = read_value(self.annotations.get(PROXY_CONFIG, ""), PROXY_CONFIG)
+        return value if isinstance(value, Mapping) else EMPTY_MAP
 
 
 @dataclass(slots=True)
@@ -405,7 +411,7 @@ def _make_gateways(made: OfflineMesh, plan: AddressPlan) -> None:
         name = name if name.startswith("istio-") else f"istio-{name}"
         space = made.mesh.root_namespace
         labels = {"app": name, **selector}
-        address = plan.pod(space, name)
+        address = plan.pod(space, f"{name}-1")
         account = f"{name}-service-account"
         owner = k8s.OwnerReference("apps/v1", "Deployment", name, True)
         made.natives[Key("Pod", space, f"{name}-1")] = k8s.Pod(

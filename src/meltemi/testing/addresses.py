@@ -34,7 +34,7 @@ class Block:
         self._lowest = int(os.environ.get("MELTEMI_TESTING_LOWEST_PORT") or 0)
 
     def address(self, kind: str, name: str) -> str:
-        """The address of ``name``, always the same. Kinds: proxy, app, outside."""
+        """The address of ``name``, always the same. Kinds: proxy, app, outside, bind."""
         key = (kind, name)
         known = self._given.get(key)
         if known is None:
@@ -87,7 +87,7 @@ class Block:
         self._claim.close()
 
 
-_KINDS = {"proxy": 0, "app": 64, "outside": 128}
+_KINDS = {"proxy": 0, "app": 64, "outside": 128, "bind": 192}
 
 
 def _blocks() -> Iterator[int]:

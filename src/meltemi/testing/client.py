@@ -18,7 +18,13 @@ from urllib.parse import urlsplit
 
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing import http1
-from meltemi.testing.connections import TcpConnection, WebSocket, open_websocket, peer_names
+from meltemi.testing.connections import (
+    TcpConnection,
+    WebSocket,
+    negotiated,
+    open_websocket,
+    peer_names,
+)
 from meltemi.testing.distribution import Distribution
 from meltemi.testing.hops import HOP_HEADER, Hop, parse_hops
 from meltemi.testing.resolve import (
@@ -43,6 +49,7 @@ class TlsOptions:
     ca: str = ""
     cert: tuple[str, str] | None = None
     alpn: tuple[str, ...] = ()
+    minimum: ssl.TLSVersion | None = None
     maximum: ssl.TLSVersion | None = None
     ciphers: str = ""
 
@@ -95,19 +102,23 @@ class Client:
         host: str = "",
         sni: str = "",
         tls: TlsOptions | None = None,
+        proxied_for: str = "",
     ) -> Response:
         """One request on a connection of its own.
 
-        ``host`` and ``sni`` replace what follows from the URL. Raises NoAnswer when the connection is refused or ends
+        ``host`` and ``sni`` replace what follows from the URL. ``proxied_for``: a PROXY protocol header states this IPv4
+        address as the client's, as a load balancer in front of a gateway would. Raises NoAnswer when the connection is refused or ends
         before the answer, TimeoutError.
         """
-        sent = self._describe(method, url, headers or {}, http2=http2, host=host, sni=sni)
+        sent = self._describe(
+            method, url, headers or {}, http2=http2, host=host, sni=sni, proxied_for=proxied_for
+        )
         started = time.monotonic()
         with self._connected(sent, timeout, tls) as (connection, target):
             answer = self._exchange(connection, target, sent, _bytes(body))
-            names = peer_names(connection)
+            names, version, cipher = peer_names(connection), *negotiated(connection)
         response = self._response(sent, answer, time.monotonic() - started)
-        response.certificate = names
+        response.certificate, response.tls_version, response.cipher = names, version, cipher
         if target.source[1] and response.first is None:
             # Its own proxy saw bytes, not HTTP: what it did is in its log of the connection, which ended just now.
             seen = self._rig.tcp_logs.hops(target.source, lambda hop: True)
@@ -204,9 +215,10 @@ class Client:
 
     # --- connections --------------------------------------------------------------------------------
 
-    def tcp(self, url: str, *, timeout: float = TIMEOUT_S) -> TcpConnection:
-        """A connection to ``host:port`` (or ``tcp://host:port``). Use it in a ``with`` block."""
-        sent = self._describe("TCP", url if "://" in url else f"tcp://{url}", {})
+    def tcp(self, url: str, *, timeout: float = TIMEOUT_S, proxied_for: str = "") -> TcpConnection:
+        """A connection to ``host:port`` (or ``tcp://host:port``). Use it in a ``with`` block. ``proxied_for``: see ``request``."""
+        where = url if "://" in url else f"tcp://{url}"
+        sent = self._describe("TCP", where, {}, proxied_for=proxied_for)
         connection, target = self._connect(sent, timeout, None)
         return TcpConnection(connection, self._tcp_exchange(sent, target))
 
@@ -252,6 +264,7 @@ class Client:
         http2: bool = False,
         host: str = "",
         sni: str = "",
+        proxied_for: str = "",
     ) -> Sent:
         parts = urlsplit(url)
         if not parts.hostname:
@@ -273,6 +286,7 @@ class Client:
             sni=sni or (parts.hostname if parts.scheme in _SECURE else ""),
             http2=http2 or parts.scheme in _HTTP2,
             gateway=self._gateway,
+            proxied_for=proxied_for,
         )
 
     def _target(self, sent: Sent) -> Target:
@@ -280,7 +294,7 @@ class Client:
         if self._proxy is None:
             return from_outside(self._rig, host, sent.port)
         if self._gateway:
-            return to_gateway(self._rig, self._proxy, sent.port)
+            return to_gateway(self._rig, self._proxy, host, sent.port)
         return from_workload(self._rig, self._proxy, host, sent.port)
 
     def _connect(
@@ -293,6 +307,8 @@ class Client:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if target.header:
                 connection.sendall(target.header)
+            if sent.proxied_for:
+                connection.sendall(_proxy_header(sent, target))
             if sent.scheme in _SECURE:
                 connection = secure(connection, sent, tls or TlsOptions())
         except TimeoutError:
@@ -377,6 +393,8 @@ def secure(connection: socket.socket, sent: Sent, options: TlsOptions) -> ssl.SS
             file.write("\n".join(options.cert))
             file.flush()
             context.load_cert_chain(file.name)
+    if options.minimum is not None:
+        context.minimum_version = options.minimum
     if options.maximum is not None:
         context.maximum_version = options.maximum
     if options.ciphers:
@@ -385,6 +403,11 @@ def secure(connection: socket.socket, sent: Sent, options: TlsOptions) -> ssl.SS
     if sent.scheme != "tls" or options.alpn:
         context.set_alpn_protocols(list(alpn))
     return context.wrap_socket(connection, server_hostname=sent.sni or None)
+
+
+def _proxy_header(sent: Sent, target: Target) -> bytes:
+    address, port = target.address
+    return f"PROXY TCP4 {sent.proxied_for} {address} 40000 {port}\r\n".encode()
 
 
 def _negotiated(connection: socket.socket) -> str:

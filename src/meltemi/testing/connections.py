@@ -24,6 +24,14 @@ def peer_names(connection: socket.socket) -> tuple[str, ...]:
     return tuple(names_of_der(shown)) if shown else ()
 
 
+def negotiated(connection: socket.socket) -> tuple[str, str]:
+    """(TLS version, cipher) of a connection; empty without TLS."""
+    if not isinstance(connection, ssl.SSLSocket):
+        return "", ""
+    chosen = connection.cipher()
+    return connection.version() or "", chosen[0] if chosen else ""
+
+
 class TcpConnection:
     """Bytes to and from a server."""
 

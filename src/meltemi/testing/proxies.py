@@ -37,7 +37,9 @@ def settings_of(proxy: OfflineProxy, trust_domain: str) -> ProxySettings:
     """What the agent would know about the proxy."""
     return ProxySettings(
         node_type="router" if proxy.router else "sidecar",
-        config=ProxyConfig(interception_mode="NONE" if proxy.router else "REDIRECT"),
+        config=ProxyConfig(
+            interception_mode="NONE" if proxy.router else "REDIRECT", raw=proxy.own_config()
+        ),
         pod_name=proxy.name,
         namespace=proxy.namespace,
         service_account=proxy.service_account,

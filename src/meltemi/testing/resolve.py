@@ -162,8 +162,11 @@ def from_outside(rig: Rig, host: str, port: int, namespace: str = "default") -> 
     return Target(rig.endpoint(host, port))
 
 
-def to_gateway(rig: Rig, proxy: OfflineProxy, port: int) -> Target:
-    """A connection from outside to a gateway: its Service's port, or the gateway's own."""
+def to_gateway(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target:
+    """A connection from outside to a gateway: its Service's port, or the gateway's own.
+
+    A host that is an address is the gateway's address ``host``, which only servers with this ``bind`` listen at.
+    """
     place = rig.place(proxy.id)
     assert place is not None
     number = port
@@ -173,4 +176,7 @@ def to_gateway(rig: Rig, proxy: OfflineProxy, port: int) -> Target:
             entry = service.port(port)
             if entry is not None:
                 number = entry.target_port or port
-    return Target((place.address, rig.port(number)))
+    ir = rig.ir_of(proxy.id)
+    binds = {listener.address for listener in ir.listeners} if ir is not None else set()
+    address = rig.bound(place, host) if host in binds else place.address
+    return Target((address, rig.port(number)))

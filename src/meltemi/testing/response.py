@@ -95,6 +95,7 @@ class Sent:
     sni: str = ""
     http2: bool = False
     gateway: bool = False
+    proxied_for: str = ""  # the address that a PROXY protocol header states
 
 
 @dataclass(eq=False)
@@ -165,6 +166,8 @@ class Response(Exchange):
     http_version: str = "1.1"
     trailers: Headers = field(default_factory=lambda: Headers([]))
     certificate: tuple[str, ...] = ()  # names in the certificate that the server showed
+    tls_version: str = ""  # as TLSv1.3; '' without TLS
+    cipher: str = ""
 
     @property
     def text(self) -> str:

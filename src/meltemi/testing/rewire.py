@@ -60,7 +60,8 @@ _ORIGINAL_DST = "envoy.filters.listener.original_dst"
 _DESTINATION_STATE = "envoy.network.transport_socket.original_dst_address"
 PLACE_TLV = 0xE0  # of the PROXY header: where the destination is on this machine
 _PLACE = ("meltemi.testing", "place")
-_LOOPBACK = ("127.0.0.1", "0.0.0.0", "::1", "::")
+WILDCARDS = ("0.0.0.0", "::")
+_LOOPBACK = ("127.0.0.1", "::1", *WILDCARDS)
 
 
 class Ground(Protocol):
@@ -72,6 +73,10 @@ class Ground(Protocol):
 
     def port(self, number: int) -> int:
         """The port to bind instead of ``number``."""
+        ...
+
+    def bound(self, place: Place, address: str) -> str:
+        """The address to bind instead of ``address``."""
         ...
 
 
@@ -230,7 +235,7 @@ def _listener(body: bytes, place: Place, ground: Ground) -> bytes:
             kept = [*chain.filters]
             del chain.filters[:]
             chain.filters.extend([*first, *kept])
-    if binds:
+    if binds and made.address.WhichOneof("address") == "socket_address":
         ports = place.ports if made.name == VIRTUAL_INBOUND else ()
         _bind(made, place, [ground.port(number) for number in ports], ground)
     return bytes(made.SerializeToString(deterministic=True))
@@ -241,7 +246,7 @@ def _bind(made: Any, place: Place, ports: Iterable[int], ground: Ground) -> None
     socket = made.address.socket_address
     own = socket.port_value
     del made.additional_addresses[:]
-    socket.address, socket.port_value = place.address, ground.port(own)
+    socket.address, socket.port_value = ground.bound(place, socket.address), ground.port(own)
     for number in dict.fromkeys(ports):
         if number != own:
             extra = made.additional_addresses.add().address.socket_address

@@ -31,7 +31,7 @@ from meltemi.testing.hops import Hop
 from meltemi.testing.identities import Identities
 from meltemi.testing.keeper import Keeper
 from meltemi.testing.proxies import Running, start_proxy
-from meltemi.testing.rewire import Place, Rewire
+from meltemi.testing.rewire import WILDCARDS, Place, Rewire
 from meltemi.testing.standins import Standins, Who
 from meltemi.testing.tcp_logs import TcpLogs
 
@@ -124,6 +124,12 @@ class Rig:
     def port(self, number: int) -> int:
         """The port to bind instead of ``number``."""
         return self.block.port(number)
+
+    def bound(self, place: Place, address: str) -> str:
+        """The address to bind instead of one that a gateway's server names; its own address for all of them."""
+        if address in WILDCARDS or not place.router:
+            return place.address
+        return self.block.address("bind", f"{place.id} {address}")
 
     def endpoint(self, address: str, port: int) -> tuple[str, int]:
         """Where an endpoint is: a proxy, a server of this machine, or a stand-in for what is outside."""

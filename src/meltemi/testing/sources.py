@@ -28,6 +28,7 @@ class Sources:
         self._parsed: dict[tuple[str, str], tuple[list[RawObject], list[Finding]]] = {}
         self._decoded: dict[int, tuple[RawObject, AnyConfig | None, list[Finding]]] = {}
         self._lines: dict[str, list[str]] = {}
+        self._names: dict[tuple[str, str], str] = {}  # of composed texts
 
     def read(self, source: str | os.PathLike[str], folder: Path) -> list[tuple[str, str]]:
         """(text, name) of a file, of the files of a folder, or of YAML itself.
@@ -36,7 +37,7 @@ class Sources:
         working directory. Raises FileNotFoundError.
         """
         if isinstance(source, str) and ("\n" in source or ": " in source):
-            return [_placed_text(source)]
+            return [self._placed_text(source)]
         path = Path(source)
         candidates = [path] if path.is_absolute() else [folder / path, Path.cwd() / path]
         found = next((place for place in candidates if place.exists()), None)
@@ -56,7 +57,32 @@ class Sources:
         if known is None:
             known = parse_yaml(text, name)
             self._parsed[key] = known
-            self._lines[name] = text.splitlines()
+            self._lines.setdefault(name, text.splitlines())
+        return known
+
+    def _placed_text(self, text: str) -> tuple[str, str]:
+        """YAML of a test, shifted to the lines on which it stands in the test's file."""
+        frame = _caller()
+        plain = textwrap.dedent(text)
+        if frame is None:
+            return plain, self._distinct("<yaml>", plain)
+        path = frame.f_code.co_filename
+        content = "".join(linecache.getlines(path))
+        offset = content.find(text)
+        name = _shown(Path(path))
+        if offset < 0:
+            # Composed at run time: the line of the call is the best there is.
+            return plain, self._distinct(f"<yaml at {name}:{frame.f_lineno}>", plain)
+        self._lines[name] = content.splitlines()
+        return "\n" * content.count("\n", 0, offset) + plain, name
+
+    def _distinct(self, name: str, text: str) -> str:
+        """The name of a composed text: a call may give several, and be made again with others."""
+        known = self._names.get((name, text))
+        if known is None:
+            others = sum(1 for other, _ in self._names if other == name)
+            known = name if not others else f"{name[:-1]}, text {others + 1}>"
+            self._names[name, text] = known
         return known
 
     def decode(self, raw: RawObject) -> tuple[AnyConfig | None, list[Finding]]:
@@ -79,22 +105,6 @@ def _shown(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _placed_text(text: str) -> tuple[str, str]:
-    """YAML of a test, shifted to the lines on which it stands in the test's file."""
-    frame = _caller()
-    plain = textwrap.dedent(text)
-    if frame is None:
-        return plain, "<yaml>"
-    path = frame.f_code.co_filename
-    content = "".join(linecache.getlines(path))
-    offset = content.find(text)
-    name = _shown(Path(path))
-    if offset < 0:
-        # Composed at run time: the line of the call is the best there is.
-        return plain, f"<yaml at {name}:{frame.f_lineno}>"
-    return "\n" * content.count("\n", 0, offset) + plain, name
 
 
 def _caller() -> FrameType | None:

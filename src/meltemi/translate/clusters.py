@@ -150,6 +150,7 @@ def _outbound(
         kind,
         policy.tls,
         http2=http.version is HttpVersion.HTTP2,
+        gateway=build.proxy.is_gateway,
     )
     if tls.auto_sni:
         http = replace(http, auto_sni=True, auto_san=tls.auto_san)

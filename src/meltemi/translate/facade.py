@@ -11,7 +11,7 @@ from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters
 from meltemi.translate.east_west import east_west_clusters
 from meltemi.translate.envoy_filters import patches_for
-from meltemi.translate.gateway_secrets import gateway_secrets
+from meltemi.translate.gateway_secrets import proxy_secrets
 from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.name_table import name_table
@@ -32,7 +32,6 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
     listeners: list[Listener]
     if proxy_class.is_gateway:
         listeners, routes = gateway_listeners(build)
-        secrets = gateway_secrets(build)
         between, their_needs = east_west_clusters(build)
         clusters += between
         needs += their_needs
@@ -41,8 +40,8 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         inbound, own = inbound_listeners(build)
         listeners += inbound
         clusters += own
-        secrets = ()
     clusters += key_clusters(build, selected(build, "RequestAuthentication"))
+    secrets = proxy_secrets(build, listeners, clusters)
     made = ProxyIR(
         listeners=tuple(listeners),
         routes=tuple(routes),

@@ -1,49 +1,101 @@
-"""Secrets of a gateway: those that its servers and its DestinationRules name, from its own namespace only."""
+"""Secrets that a proxy is given: what its servers and clusters name.
+
+In: what was translated, and the Secrets of the gateway's own namespace (others are never looked at; sidecars get none). Out: the
+secrets to push, and findings about those that are missing or cannot be used: each stops its own host only. Files are
+pushed by name: the proxy reads them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
+from meltemi.ir.cluster import Cluster
+from meltemi.ir.listener import Listener
 from meltemi.ir.secret import Secret
-from meltemi.model.destination_rule import ClientTLSSettings, DestinationRule
+from meltemi.ir.tls import SecretRef, SecretSource
+from meltemi.ir.value import Origins
 from meltemi.model.origin import Origin
-from meltemi.push.secrets import SecretData
+from meltemi.push.secrets import SecretData, pair_problem, roots_problem
 from meltemi.translate.build import Build
+from meltemi.translate.credentials import CA_SUFFIX, SECRET_PREFIX
 from meltemi.translate.gateway_servers import bound_servers
-from meltemi.translate.gateway_tls import CA_SUFFIX, credential_names, secret_name
-from meltemi.translate.upstream_tls import SECRET_PREFIX
+from meltemi.translate.gateway_tls import credential_names, roots_credential
+
+_NONE = SecretData()
 
 
-def _wanted(build: Build) -> dict[str, tuple[str, Origin]]:
-    """Secret name -> (kind, origin); kind is pair, roots or both."""
-    found: dict[str, tuple[str, Origin]] = {}
-    for server in bound_servers(build):
+@dataclass
+class _Wanted:
+    """Names of Secrets by use, each with the place that first named it; and files."""
+
+    pairs: dict[str, Origin] = field(default_factory=dict)
+    roots: dict[str, Origin] = field(default_factory=dict)
+    files: dict[SecretRef, Origins] = field(default_factory=dict)
+
+    def add(self, ref: SecretRef | None, origins: Origins, *, roots: bool = False) -> None:
+        """Note a reference."""
+        if ref is None or not origins:
+            return
+        if ref.source is SecretSource.FILE:
+            self.files.setdefault(ref, origins)
+        elif ref.source is SecretSource.ADS:
+            name = ref.name.removesuffix(CA_SUFFIX) if roots else ref.name
+            (self.roots if roots else self.pairs).setdefault(name, origins[-1])
+
+
+def _listener_references(wanted: _Wanted, listeners: Iterable[Listener]) -> None:
+    for listener in listeners:
+        for chain in listener.chains:
+            if chain.tls is not None:
+                for ref in chain.tls.certificates:
+                    wanted.add(ref, chain.origins)
+                wanted.add(chain.tls.roots, chain.origins, roots=True)
+
+
+def _server_places(build: Build, wanted: _Wanted) -> None:
+    """Servers name their Secrets at an exact place."""
+    for server in bound_servers(build, quiet=True):
         tls = server.server.tls
         if tls is None:
             continue
-        origin = server.config.origin(f"spec.servers[{server.index}].tls.credentialName")
-        mutual = tls.mode in ("MUTUAL", "OPTIONAL_MUTUAL")
+        base = f"spec.servers[{server.index}].tls"
         for name in credential_names(tls):
-            found.setdefault(
-                name, ("both" if mutual and not tls.ca_cert_credential_name else "pair", origin)
-            )
-        if tls.ca_cert_credential_name:
-            found[tls.ca_cert_credential_name] = ("roots", origin)
-    for config in build.context.destination_rules:
-        for settings in _client_settings(config.spec):
-            kind = "both" if settings.mode == "MUTUAL" else "roots"
-            name = settings.credential_name
-            known, origin = found.get(name, (kind, config.origin("spec")))
-            found[name] = (kind if known == kind else "both", origin)
-    return found
+            wanted.pairs.setdefault(_full(name), server.config.origin(f"{base}.credentialName"))
+        name = roots_credential(tls)
+        if name:
+            last = "caCertCredentialName" if tls.ca_cert_credential_name else "credentialName"
+            wanted.roots.setdefault(_full(name), server.config.origin(f"{base}.{last}"))
 
 
-def _client_settings(rule: DestinationRule) -> Iterator[ClientTLSSettings]:
-    """Where a DestinationRule names a Secret: as a whole, by subset, and by port of either."""
-    for policy in (rule.traffic_policy, *(subset.traffic_policy for subset in rule.subsets)):
-        for part in (policy, *(policy.port_level_settings if policy else ())):
-            if part is not None and part.tls is not None and part.tls.credential_name:
-                yield part.tls
+def _full(name: str) -> str:
+    return name if "://" in name else SECRET_PREFIX + name
+
+
+def _cluster_references(wanted: _Wanted, clusters: Iterable[Cluster]) -> None:
+    for cluster in clusters:
+        for tls in (cluster.tls, cluster.auto_tls):
+            if tls is not None:
+                wanted.add(tls.certificate, cluster.origins)
+                wanted.add(tls.roots, cluster.origins, roots=True)
+
+
+def proxy_secrets(
+    build: Build, listeners: Iterable[Listener], clusters: Iterable[Cluster]
+) -> tuple[Secret, ...]:
+    """What is pushed to proxies of this class."""
+    wanted = _Wanted()
+    if build.proxy.is_gateway:
+        _server_places(build, wanted)
+    _listener_references(wanted, listeners)
+    _cluster_references(wanted, clusters)
+    made = [
+        Secret(ref.sds_name, files=ref, origins=origins) for ref, origins in wanted.files.items()
+    ]
+    if build.proxy.is_gateway:
+        made += _pairs(build, wanted.pairs)
+        made += _roots(build, wanted.roots)
+    return tuple(sorted(made, key=lambda secret: secret.name))
 
 
 def _lookup(build: Build, name: str) -> SecretData | None:
@@ -51,28 +103,39 @@ def _lookup(build: Build, name: str) -> SecretData | None:
     return build.context.secrets.get((build.proxy.namespace, plain))
 
 
-def gateway_secrets(build: Build) -> tuple[Secret, ...]:
-    """What is pushed. A missing Secret is reported; its server waits while the others serve."""
-    made: list[Secret] = []
-    for name, (kind, origin) in sorted(_wanted(build).items()):
+def _pairs(build: Build, wanted: dict[str, Origin]) -> Iterator[Secret]:
+    for name, origin in wanted.items():
         data = _lookup(build, name)
-        roots = data
-        if data is None and kind in ("both", "roots"):
-            roots = _lookup(build, name + CA_SUFFIX)
-        elif data is not None and not data.ca:
-            roots = _lookup(build, name + CA_SUFFIX) or data
-        if data is None and roots is None:
-            build.report(
-                "IST0101",
-                f"Secret {build.proxy.namespace}/{name} does not exist",
-                origin,
-                f"create it in namespace {build.proxy.namespace}, where the gateway runs",
-            )
-            continue
-        if data is not None and data.key and kind != "roots":
-            made.append(Secret(secret_name(name), data.chain, data.key, origins=(origin,)))
-        if roots is not None and roots.ca and kind != "pair":
-            made.append(
-                Secret(secret_name(name) + CA_SUFFIX, ca=roots.ca, crl=roots.crl, origins=(origin,))
-            )
-    return tuple(made)
+        if data is None:
+            _missing(build, name, origin)
+        elif problem := pair_problem(data):
+            _broken(build, name, origin, problem)
+        else:
+            yield Secret(name, data.chain, data.key, origins=(origin,))
+
+
+def _roots(build: Build, wanted: dict[str, Origin]) -> Iterator[Secret]:
+    """Authorities are in the Secret itself, else in its companion ``<name>-cacert``."""
+    for name, origin in wanted.items():
+        own, companion = _lookup(build, name), _lookup(build, name + CA_SUFFIX)
+        data = own if own is not None and own.ca else companion
+        if data is None and own is None:
+            _missing(build, name, origin)
+        elif problem := roots_problem(data or _NONE):
+            _broken(build, name, origin, problem)
+        elif data is not None:
+            crl = data.crl or (own.crl if own is not None else b"")
+            yield Secret(name + CA_SUFFIX, ca=data.ca, crl=crl, origins=(origin,))
+
+
+def _missing(build: Build, name: str, origin: Origin) -> None:
+    space = build.proxy.namespace
+    shown = f"{space}/{name.removeprefix(SECRET_PREFIX)}"
+    remedy = f"create it in namespace {space}, where the gateway runs"
+    build.report("IST0101", f"Secret {shown} does not exist", origin, remedy)
+
+
+def _broken(build: Build, name: str, origin: Origin, problem: str) -> None:
+    shown = f"{build.proxy.namespace}/{name.removeprefix(SECRET_PREFIX)}"
+    text = f"Secret {shown} cannot be used: {problem}"
+    build.report("IST0161", text, origin, "write PEM certificates and the key that belongs to them")

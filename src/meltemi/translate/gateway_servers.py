@@ -1,12 +1,13 @@
 """Gateways that select a proxy, their servers merged by the port that is really bound.
 
 A server's port is the port of the gateway's Service; the proxy binds that Service's target port, or the port itself when
-no Service has it.
+no Service has it. Servers of several Gateways share a port when they speak the same kind of protocol (plain HTTP, TLS,
+bytes), and TLS servers when no host is given twice; the older one stays, and both are told (Istio's rules of merging).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meltemi.model.config import Config
@@ -14,7 +15,8 @@ from meltemi.model.origin import Origin
 from meltemi.model.topology import Gateway, Server
 from meltemi.translate.build import Build
 
-_HTTP = frozenset({"HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY"})
+GRPC_WEB = "GRPC-WEB"
+_HTTP = frozenset({"HTTP", "HTTP2", "GRPC", GRPC_WEB, "HTTP_PROXY"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +50,20 @@ class Bound:
 
     @property
     def is_tls(self) -> bool:
-        """Whether TLS is spoken (terminated or passed through)."""
+        """Whether TLS is spoken (terminated or passed through): by protocol, or by settings on a port for bytes."""
         if self.protocol in ("HTTPS", "TLS"):
             return True
         tls = self.server.tls
-        return tls is not None and not tls.https_redirect and tls.mode not in ("PASSTHROUGH",)
+        if tls is None or tls.https_redirect:
+            return False
+        return self.protocol not in _HTTP or tls.mode != "PASSTHROUGH"
+
+    @property
+    def kind(self) -> str:
+        """What a port can be one of: ``HTTP``, ``TLS`` or bytes (``TCP``)."""
+        if self.is_tls:
+            return "TLS"
+        return "HTTP" if self.is_plain_http else "TCP"
 
     @property
     def terminates(self) -> bool:
@@ -69,6 +80,17 @@ class Bound:
     def bind(self) -> str:
         """The address that is bound."""
         return self.server.bind or "0.0.0.0"
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """SNI names of a TLS server; none when one of its hosts is ``*``."""
+        names = tuple(dict.fromkeys(host for _, host in self.hosts))
+        return () if "*" in names else names
+
+    @property
+    def stat_prefix(self) -> str:
+        """What its statistics are called: by the server's name, else by address and port."""
+        return self.server.name or f"outbound_{self.bind}_{self.port}"
 
     @property
     def hosts(self) -> tuple[tuple[str, str], ...]:
@@ -114,17 +136,16 @@ def bound_servers(build: Build, *, quiet: bool = False) -> list[Bound]:
             if server.port is None:
                 continue
             port = _bound_port(build, server.port.number)
-            if build.proxy.unprivileged and port < 1024:
-                if quiet:
-                    continue
+            bound = Bound(config, index, server, port)
+            if not build.proxy.unprivileged or port >= 1024 or bound.bind.startswith("unix://"):
+                found.append(bound)
+            elif not quiet:
                 build.report(
                     "MLT0103",
                     f"the gateway may not bind port {port}",
                     config.origin(f"spec.servers[{index}].port"),
                     "let the gateway's Service map the port to a target port of 1024 or more",
                 )
-                continue
-            found.append(Bound(config, index, server, port))
     return found
 
 
@@ -134,3 +155,48 @@ def by_listener(servers: Iterable[Bound]) -> dict[tuple[str, int], list[Bound]]:
     for server in servers:
         found.setdefault((server.bind, server.port), []).append(server)
     return found
+
+
+def compatible(build: Build, servers: list[Bound]) -> list[Bound]:
+    """Those servers of one listener that can share it; the others are reported, and so is what they clash with."""
+    kept: list[Bound] = []
+    owners: dict[str, Bound] = {}
+    for server in servers:
+        first = kept[0] if kept else server
+        if server.kind != first.kind:
+            _clash(
+                build,
+                "MLT0105",
+                f"{server.gateway} wants {server.protocol} on port {server.number}, where {first.gateway} "
+                f"has {first.protocol}; the older one stays",
+                server,
+                first,
+                "use another port",
+            )
+            continue
+        repeated = _repeated(server, owners) if server.is_tls else ()
+        if repeated:
+            owner = owners[repeated[0]]
+            _clash(
+                build,
+                "MLT0104",
+                f"{server.gateway} repeats {', '.join(repeated)} of {owner.gateway} on port {server.number}; "
+                "the older server stays, the other is left out",
+                server,
+                owner,
+                "give the servers different hosts, or merge them",
+            )
+            continue
+        kept.append(server)
+        for _, host in server.hosts:
+            owners.setdefault(host, server)
+    return kept
+
+
+def _repeated(server: Bound, owners: Mapping[str, Bound]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(host for _, host in server.hosts if host in owners))
+
+
+def _clash(build: Build, code: str, text: str, loser: Bound, winner: Bound, remedy: str) -> None:
+    for server in (loser, winner):
+        build.report(code, text, server.origin(), remedy)

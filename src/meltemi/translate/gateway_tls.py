@@ -1,20 +1,25 @@
-"""TLS of gateway servers, and the secrets it needs."""
+"""TLS of servers: those of gateways, and those of a Sidecar's ingress."""
 
 from __future__ import annotations
 
-from meltemi.ir.tls import (
-    WORKLOAD_CERTIFICATE,
-    WORKLOAD_ROOTS,
-    DownstreamTls,
-    SanMatch,
-    SecretRef,
-    SecretSource,
-)
+from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls, SecretRef
+from meltemi.model.mesh import MeshConfig
 from meltemi.model.topology import ServerTLSSettings
-from meltemi.translate.upstream_tls import SECRET_PREFIX
+from meltemi.translate.credentials import (
+    file_pair,
+    file_roots,
+    known_ciphers,
+    san_match,
+    secret_pair,
+    secret_roots,
+)
 
-ALPN = ("h2", "http/1.1")
-CA_SUFFIX = "-cacert"
+ALPN_HTTP = ("h2", "http/1.1")
+# Bytes of the mesh: what sidecars offer (see upstream_tls) before what others do.
+ALPN_MESH_TCP = ("istio-peer-exchange", "istio", *ALPN_HTTP)
+# Oldest first. Unless a server says otherwise, older versions than 1.2 are not spoken.
+_VERSIONS = ("TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3")
+_MUTUAL = ("MUTUAL", "OPTIONAL_MUTUAL")
 
 
 def credential_names(tls: ServerTLSSettings) -> tuple[str, ...]:
@@ -22,9 +27,11 @@ def credential_names(tls: ServerTLSSettings) -> tuple[str, ...]:
     return tls.credential_names or ((tls.credential_name,) if tls.credential_name else ())
 
 
-def secret_name(credential: str) -> str:
-    """The SDS name of a Secret."""
-    return credential if "://" in credential else SECRET_PREFIX + credential
+def roots_credential(tls: ServerTLSSettings) -> str:
+    """Name of the Secret that holds the authorities of clients, '' when no Secret does."""
+    if tls.mode not in _MUTUAL:
+        return ""
+    return tls.ca_cert_credential_name or next(iter(credential_names(tls)), "")
 
 
 def _certificates(tls: ServerTLSSettings) -> tuple[SecretRef, ...]:
@@ -32,53 +39,63 @@ def _certificates(tls: ServerTLSSettings) -> tuple[SecretRef, ...]:
         return (WORKLOAD_CERTIFICATE,)
     names = credential_names(tls)
     if names:
-        return tuple(SecretRef(SecretSource.ADS, secret_name(name)) for name in names)
+        return tuple(secret_pair(name) for name in names)
     if tls.tls_certificates:
-        return tuple(
-            SecretRef(SecretSource.FILE, certificate=c.server_certificate, key=c.private_key)
-            for c in tls.tls_certificates
-        )
-    return (SecretRef(SecretSource.FILE, certificate=tls.server_certificate, key=tls.private_key),)
+        return tuple(file_pair(c.server_certificate, c.private_key) for c in tls.tls_certificates)
+    return (file_pair(tls.server_certificate, tls.private_key),)
 
 
 def _roots(tls: ServerTLSSettings) -> SecretRef | None:
     if tls.mode == "ISTIO_MUTUAL":
         return WORKLOAD_ROOTS
-    if tls.mode not in ("MUTUAL", "OPTIONAL_MUTUAL"):
+    if tls.mode not in _MUTUAL:
         return None
-    if tls.ca_cert_credential_name:
-        return SecretRef(SecretSource.ADS, secret_name(tls.ca_cert_credential_name) + CA_SUFFIX)
-    names = credential_names(tls)
-    if names:
-        return SecretRef(SecretSource.ADS, secret_name(names[0]) + CA_SUFFIX)
-    if tls.ca_certificates:
-        return SecretRef(SecretSource.FILE, ca=tls.ca_certificates, crl=tls.ca_crl)
-    return None
+    name = roots_credential(tls)
+    if name:
+        return secret_roots(name)
+    own = (c.ca_certificates for c in tls.tls_certificates if c.ca_certificates)
+    path = tls.ca_certificates or next(own, "")
+    return file_roots(path, tls.ca_crl) if path else None
 
 
-def _version(name: str) -> str:
-    return "" if name == "TLS_AUTO" else name
+def _versions(tls: ServerTLSSettings, mesh: MeshConfig) -> tuple[str, str]:
+    """(oldest, newest); '' leaves it to the proxy. A newest one below the usual oldest one is the oldest, too."""
+    oldest: str = "" if tls.min_protocol_version == "TLS_AUTO" else tls.min_protocol_version
+    newest: str = "" if tls.max_protocol_version == "TLS_AUTO" else tls.max_protocol_version
+    if not oldest and mesh.tls_defaults is not None:
+        usual = mesh.tls_defaults.min_protocol_version
+        oldest = usual if usual in _VERSIONS else ""
+    if newest and _VERSIONS.index(newest) < _VERSIONS.index(oldest or "TLSV1_2"):
+        oldest = newest
+    return oldest, newest
 
 
-def server_tls(tls: ServerTLSSettings, *, http: bool) -> DownstreamTls:
-    """What a terminating server shows and asks for."""
+def server_tls(tls: ServerTLSSettings, mesh: MeshConfig, *, http: bool) -> DownstreamTls:
+    """What a terminating server shows and asks for. ``mesh`` lends what its ``tlsDefaults`` say."""
     client = "none"
     if tls.mode in ("MUTUAL", "ISTIO_MUTUAL"):
         client = "required"
     elif tls.mode == "OPTIONAL_MUTUAL":
         client = "optional"
+    defaults = mesh.tls_defaults
+    unverified = bool(tls.insecure_skip_verify) and tls.mode in _MUTUAL
+    oldest, newest = _versions(tls, mesh)
+    alpn: tuple[str, ...] = ALPN_HTTP if http else ()
+    if tls.mode == "ISTIO_MUTUAL" and not http:
+        alpn = ALPN_MESH_TCP
     return DownstreamTls(
         certificates=_certificates(tls),
         roots=_roots(tls),
         client_certificate=client,
-        alpn=ALPN if http else (),
-        sans=tuple(
-            SanMatch("uri" if "://" in name else "dns", "exact", name)
-            for name in tls.subject_alt_names
+        trust_any=unverified,
+        alpn=alpn,
+        sans=() if unverified else tuple(san_match(name) for name in tls.subject_alt_names),
+        min_version=oldest,
+        max_version=newest,
+        cipher_suites=known_ciphers(
+            tls.cipher_suites or (defaults.cipher_suites if defaults is not None else ())
         ),
-        min_version=_version(tls.min_protocol_version),
-        max_version=_version(tls.max_protocol_version),
-        cipher_suites=tls.cipher_suites,
+        ecdh_curves=defaults.ecdh_curves if defaults is not None else (),
         spki=tls.verify_certificate_spki,
         hashes=tls.verify_certificate_hash,
     )

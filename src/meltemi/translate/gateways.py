@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 
-from meltemi.ir.listener import ChainMatch, FilterChain, Inspection, Listener, SniCluster
+from meltemi.ir.listener import (
+    ChainMatch,
+    FilterChain,
+    Inspection,
+    Listener,
+    MongoStats,
+    NetworkFilter,
+    SniCluster,
+)
 from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.model.names import BLACKHOLE_CLUSTER
 from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
 from meltemi.translate.gateway_http import gateway_route_config, shared_hosts
-from meltemi.translate.gateway_servers import Bound, bound_servers, by_listener
+from meltemi.translate.gateway_servers import (
+    GRPC_WEB,
+    Bound,
+    bound_servers,
+    by_listener,
+    compatible,
+)
 from meltemi.translate.gateway_tls import server_tls
 from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, gateway_manager
 from meltemi.translate.scope import bound_to
 from meltemi.translate.tcp_routes import tcp_chains, tls_chains
 from meltemi.translate.telemetry import listener_logs
-
-
-def _server_names(server: Bound) -> tuple[str, ...]:
-    """SNI names of a server; none when one of its hosts is ``*``."""
-    names = tuple(dict.fromkeys(host for _, host in server.hosts))
-    return () if "*" in names else names
 
 
 def _https_chain(build: Build, server: Bound) -> FilterChain | None:
@@ -33,13 +41,17 @@ def _https_chain(build: Build, server: Bound) -> FilterChain | None:
     origins = (server.origin(),)
     return FilterChain(
         name=server.route_name,
-        match=ChainMatch(server_names=_server_names(server), transport_protocol="tls"),
+        match=ChainMatch(server_names=server.server_names, transport_protocol="tls"),
         filters=(
             gateway_manager(
-                build, f"outbound_{server.bind}_{server.port}", server.route_name, origins
+                build,
+                server.stat_prefix,
+                server.route_name,
+                origins,
+                grpc_web=server.protocol == GRPC_WEB,
             ),
         ),
-        tls=server_tls(tls, http=True),
+        tls=server_tls(tls, build.context.mesh, http=True),
         handshake_timeout_s=15.0,
         origins=origins,
     )
@@ -53,22 +65,23 @@ def _stream_chains(build: Build, server: Bound) -> list[FilterChain]:
     place = Place(frozenset({server.gateway}), server.number)
     found: list[FilterChain] = []
     for config in build.scope.virtual_services:
-        if not bound_to(config, server.gateway) or not shared_hosts(build, server, config):
+        hosts = shared_hosts(build, server, config)
+        if not bound_to(config, server.gateway) or not hosts:
             continue
         if server.is_tls and not server.terminates:
-            found += tls_chains(build, config, place)
+            found += tls_chains(build, config, place, hosts=hosts)
         else:
             found += tcp_chains(build, config, place)
             if server.is_tls:
-                found += tls_chains(build, config, place)
+                found += tls_chains(build, config, place, hosts=hosts)
     if not (server.is_tls and server.terminates and tls is not None):
         return found
-    context = server_tls(tls, http=False)
+    context = server_tls(tls, build.context.mesh, http=False)
     return [
         FilterChain(
             name=chain.name,
             match=ChainMatch(
-                server_names=chain.match.server_names or _server_names(server),
+                server_names=chain.match.server_names or server.server_names,
                 transport_protocol="tls",
                 prefixes=chain.match.prefixes,
                 source_prefixes=chain.match.source_prefixes,
@@ -84,9 +97,11 @@ def _stream_chains(build: Build, server: Bound) -> list[FilterChain]:
 
 def _guarded(build: Build, server: Bound) -> list[FilterChain]:
     """The chains of a TCP or TLS server, behind the gateway's policies."""
-    policy = policy_filters(build).tcp
+    first: tuple[NetworkFilter, ...] = policy_filters(build).tcp
+    if server.protocol == "MONGO":
+        first = (*first, MongoStats(server.stat_prefix))
     return [
-        dataclasses.replace(chain, filters=(*policy, *chain.filters))
+        dataclasses.replace(chain, filters=(*first, *chain.filters))
         for chain in _stream_chains(build, server)
     ]
 
@@ -95,7 +110,7 @@ def _auto_passthrough(build: Build, server: Bound) -> FilterChain:
     """East-west traffic: the SNI names the cluster."""
     return FilterChain(
         name="auto-passthrough",
-        match=ChainMatch(server_names=_server_names(server), transport_protocol="tls"),
+        match=ChainMatch(server_names=server.server_names, transport_protocol="tls"),
         filters=(
             SniCluster(),
             client_tcp(build, BLACKHOLE_CLUSTER, (WeightedCluster(BLACKHOLE_CLUSTER),)),
@@ -104,20 +119,26 @@ def _auto_passthrough(build: Build, server: Bound) -> FilterChain:
     )
 
 
+def _plain_http(build: Build, servers: list[Bound]) -> FilterChain:
+    """The one chain of all plain HTTP servers of a port."""
+    first = servers[0]
+    origins = tuple(server.origin() for server in servers)
+    manager = gateway_manager(
+        build,
+        first.stat_prefix,
+        first.route_name,
+        origins,
+        grpc_web=any(server.protocol == GRPC_WEB for server in servers),
+    )
+    return FilterChain("", ChainMatch(), (manager,), origins=origins)
+
+
 def _chains(build: Build, servers: list[Bound]) -> list[FilterChain]:
-    """The chains of one port. Two servers with the same SNI clash; the older keeps it."""
+    """The chains of one port. Of two rules for the same connections the first counts."""
+    if servers[0].is_plain_http:
+        return [_plain_http(build, servers)]
     found: list[FilterChain] = []
-    plain = [server for server in servers if server.is_plain_http]
-    if plain:
-        first = plain[0]
-        origins = tuple(server.origin() for server in plain)
-        manager = gateway_manager(
-            build, f"outbound_{first.bind}_{first.port}", first.route_name, origins
-        )
-        found.append(FilterChain("", ChainMatch(), (manager,), origins=origins))
     for server in servers:
-        if server.is_plain_http:
-            continue
         chain = _https_chain(build, server) if server.is_https else None
         candidates = [chain] if chain is not None else _guarded(build, server)
         for candidate in candidates:
@@ -125,42 +146,31 @@ def _chains(build: Build, servers: list[Bound]) -> list[FilterChain]:
             if kept is not None:
                 found.append(kept)
             if kept is not candidate:
-                build.report(
-                    "MLT0104",
-                    f"Gateway {server.gateway} repeats hosts of another server "
-                    f"on port {server.port}; the older keeps them",
-                    server.origin(),
-                    "give the servers different hosts, or merge them",
-                )
+                _report_overlap(build, server, found, candidate)
     return found
 
 
-def _kind_conflicts(build: Build, servers: list[Bound]) -> list[Bound]:
-    """Plain HTTP and TLS cannot share a port: the oldest server decides which it is."""
-    wants_tls = servers[0].is_tls
-    kept = []
-    for server in servers:
-        if server.is_tls == wants_tls:
-            kept.append(server)
-            continue
+def _report_overlap(
+    build: Build, server: Bound, known: list[FilterChain], late: FilterChain
+) -> None:
+    """Tell both of two rules that some connections belong to both."""
+    first = next((chain for chain in known if without_overlap([chain], late) is not late), late)
+    winner, loser = first.origins[0], late.origins[0]
+    for origin in dict.fromkeys((loser, winner)):
         build.report(
-            "MLT0105",
-            f"Gateway {server.gateway} wants {server.protocol} on port {server.port}, "
-            f"where {servers[0].gateway} already has {servers[0].protocol}",
-            server.origin(),
-            "use another port",
+            "MLT0104",
+            f"{loser} and {winner} take the same connections on port {server.number}; the latter comes first",
+            origin,
+            "give them different hosts or conditions, or join them",
         )
-    return kept
 
 
 def gateway_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
     """All listeners of a gateway and the route tables they name."""
     listeners: list[Listener] = []
     tables: dict[str, list[Bound]] = {}
-    mesh = build.context.mesh
-    topology = mesh.default_config.gateway_topology
     for (bind, port), everyone in sorted(by_listener(bound_servers(build)).items()):
-        servers = _kind_conflicts(build, everyone)
+        servers = compatible(build, everyone)
         for server in servers:
             if server.is_plain_http or server.is_https:
                 tables.setdefault(server.route_name, []).append(server)
@@ -175,7 +185,7 @@ def gateway_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
                 chains=tuple(chains),
                 bind_to_port=True,
                 inspection=Inspection(
-                    proxy_protocol=topology is not None and topology.proxy_protocol is not None,
+                    proxy_protocol=build.proxy.edge.proxy_protocol,
                     tls=any(server.is_tls for server in servers),
                 ),
                 access_logs=listener_logs(build),

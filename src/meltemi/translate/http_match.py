@@ -46,8 +46,8 @@ def source_applies(
         return False
     if match.port and match.port != place.port:
         return False
-    if not place.in_mesh:
-        # Source labels and namespaces are those of sidecars; a gateway's clients have none.
+    if not place.in_mesh and match.gateways:
+        # Whoever names the gateway means its visitors, who have neither labels nor a namespace.
         return True
     if match.source_namespace and match.source_namespace != proxy.namespace:
         return False

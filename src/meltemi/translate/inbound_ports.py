@@ -95,7 +95,7 @@ def _from_sidecar(build: Build, policy: PeerPolicy, index: int) -> InboundPort |
     tls = None
     if listener.tls is not None and listener.tls.mode in ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"):
         if policy.at(number) == "DISABLE":
-            tls = server_tls(listener.tls, http=protocol.is_http)
+            tls = server_tls(listener.tls, build.context.mesh, http=protocol.is_http)
         else:
             build.report(
                 "MLT0106",

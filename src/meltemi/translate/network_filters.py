@@ -88,13 +88,12 @@ def inbound_manager(
     )
 
 
-def gateway_manager(build: Build, stat_prefix: str, rds: str, origins: Origins = ()) -> HttpManager:
+def gateway_manager(
+    build: Build, stat_prefix: str, rds: str, origins: Origins = (), *, grpc_web: bool = False
+) -> HttpManager:
     """HTTP from outside. The edge trusts nothing: addresses, client certificates, peer headers."""
-    mesh = build.context.mesh
-    normalize, merge, escaped = _normalization(mesh)
-    topology = mesh.default_config.gateway_topology
-    hops = topology.num_trusted_proxies if topology is not None else 0
-    details = topology.forward_client_cert_details if topology is not None else "UNDEFINED"
+    normalize, merge, escaped = _normalization(build.context.mesh)
+    edge = build.proxy.edge
     return HttpManager(
         stat_prefix=stat_prefix,
         filters=(
@@ -103,14 +102,16 @@ def gateway_manager(build: Build, stat_prefix: str, rds: str, origins: Origins =
             *policy_filters(build).http,
             filters.SendPeer(),
             filters.MeshAlpn(),
+            *((filters.GrpcWeb(),) if grpc_web else ()),
             *_client_tail(build),
         ),
         rds=rds,
         access_logs=client_logs(build, StatsKind.HTTP),
         tracing=tracing_for(build, Side.CLIENT),
         use_remote_address=True,
-        trusted_hops=hops,
-        forward_client_cert="SANITIZE_SET" if details == "UNDEFINED" else details,
+        trusted_hops=edge.trusted_hops,
+        forward_client_cert=edge.client_cert,
+        forward_whole_cert=True,
         http10=build.proxy.http10,
         normalize_path=normalize,
         merge_slashes=merge,

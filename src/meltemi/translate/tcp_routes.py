@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from meltemi.ir.listener import ChainMatch, FilterChain, NetworkFilter, ResolveSni
 from meltemi.ir.route import WeightedCluster
 from meltemi.model.config import Config
@@ -19,6 +21,7 @@ from meltemi.translate.http_match import Place, gateways_apply
 from meltemi.translate.network_filters import client_tcp
 from meltemi.translate.scope import MESH_GATEWAY
 from meltemi.translate.tcp_tuning import route_tuning, service_tuning
+from meltemi.translate.visibility import narrower
 
 _AnyL4 = L4MatchAttributes | TLSMatchAttributes
 _NO_CONDITIONS = L4MatchAttributes()
@@ -51,14 +54,34 @@ def _by_name(
     return (ResolveSni(port_of(targets[0].destination, service, place.port)),)
 
 
+def _sni_names(match: TLSMatchAttributes, hosts: Collection[str] | None) -> tuple[str, ...] | None:
+    """Server names of a condition, empty for any; None when nothing is left of it. ``hosts`` are those that may be served."""
+    if hosts is None:
+        return () if "*" in match.sni_hosts else match.sni_hosts
+    found = [
+        both
+        for name in match.sni_hosts
+        for host in hosts
+        if (both := narrower(host, name)) is not None
+    ]
+    if not found:
+        return None
+    return () if "*" in found else tuple(dict.fromkeys(found))
+
+
 def tls_chains(
-    build: Build, config: Config[VirtualService], place: Place, prefixes: tuple[str, ...] = ()
+    build: Build,
+    config: Config[VirtualService],
+    place: Place,
+    prefixes: tuple[str, ...] = (),
+    hosts: Collection[str] | None = None,
 ) -> list[FilterChain]:
-    """Chains by SNI of the ``tls`` rules."""
+    """Chains by SNI of the ``tls`` rules. ``hosts``: only for these (those of a gateway's server)."""
     found: list[FilterChain] = []
     for index, rule in enumerate(config.spec.tls):
         for match_index, match in enumerate(rule.match):
-            if not l4_applies(build, config, match, place) or not rule.route:
+            names = _sni_names(match, hosts)
+            if names is None or not rule.route or not l4_applies(build, config, match, place):
                 continue
             clusters = weighted(build, config, rule.route, place.port)
             tuning = route_tuning(build, config, rule.route, place.port)
@@ -66,13 +89,12 @@ def tls_chains(
                 config.origin(f"spec.tls[{index}].match[{match_index}]"),
                 config.origin(f"spec.tls[{index}]"),
             )
-            names = tuple(host for host in match.sni_hosts if host != "*")
             found.append(
                 FilterChain(
                     name="",
                     match=ChainMatch(
                         prefixes=match.destination_subnets or prefixes,
-                        server_names=names if len(names) == len(match.sni_hosts) else (),
+                        server_names=names,
                         transport_protocol="tls",
                     ),
                     filters=(

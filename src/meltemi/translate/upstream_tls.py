@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meltemi.ir.cluster import ClusterType
-from meltemi.ir.tls import (
-    WORKLOAD_CERTIFICATE,
-    WORKLOAD_ROOTS,
-    SanMatch,
-    SecretRef,
-    SecretSource,
-    UpstreamTls,
-)
+from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, SecretRef, UpstreamTls
 from meltemi.model.destination_rule import ClientTLSSettings
 from meltemi.model.names import dns_sni
 from meltemi.model.service import Port, Service
 from meltemi.push.context import PushContext
+from meltemi.translate.credentials import (
+    file_pair,
+    file_roots,
+    san_match,
+    secret_pair,
+    secret_roots,
+)
 
 # What our proxies offer, so that the other side knows that it is a proxy and whether HTTP is inside.
 ALPN_TCP = ("istio-peer-exchange", "istio")
 ALPN_HTTP = ("istio-http/1.1", "istio")
 ALPN_H2 = ("istio-h2", "istio", "h2")
-SECRET_PREFIX = "kubernetes://"  # noqa: S105  the scheme of SDS names, not a secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,63 +60,55 @@ def mesh_tls(
         alpn=mesh_alpn(port, http2),
         certificate=WORKLOAD_CERTIFICATE,
         roots=WORKLOAD_ROOTS,
-        sans=tuple(_san(name) for name in names),
+        sans=tuple(san_match(name) for name in names),
     )
 
 
-def _san(name: str) -> SanMatch:
-    kind = "uri" if "://" in name else "dns"
-    if name.endswith("*") and len(name) > 1:
-        return SanMatch(kind, "prefix", name[:-1])
-    if name.startswith("*") and len(name) > 1:
-        return SanMatch(kind, "suffix", name[1:])
-    return SanMatch(kind, "exact", name)
-
-
-def _certificate(settings: ClientTLSSettings) -> SecretRef | None:
+def _certificate(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
     if settings.mode != "MUTUAL":
         return None
-    if settings.credential_name:
-        return SecretRef(SecretSource.ADS, _secret(settings.credential_name))
-    return SecretRef(
-        SecretSource.FILE, certificate=settings.client_certificate, key=settings.private_key
-    )
+    if settings.credential_name and gateway:
+        return secret_pair(settings.credential_name)
+    if not settings.client_certificate:
+        return None
+    return file_pair(settings.client_certificate, settings.private_key)
 
 
-def _secret(name: str) -> str:
-    return name if "://" in name else SECRET_PREFIX + name
-
-
-def _roots(settings: ClientTLSSettings) -> SecretRef | None:
+def _roots(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
     if settings.insecure_skip_verify:
         return None
-    if settings.ca_cert_credential_name:
-        return SecretRef(SecretSource.ADS, _secret(settings.ca_cert_credential_name) + "-cacert")
-    if settings.credential_name:
-        return SecretRef(SecretSource.ADS, _secret(settings.credential_name) + "-cacert")
+    credential = settings.ca_cert_credential_name or settings.credential_name
+    if credential and gateway:
+        return secret_roots(credential)
     if settings.ca_certificates:
-        return SecretRef(SecretSource.FILE, ca=settings.ca_certificates, crl=settings.ca_crl)
+        return file_roots(settings.ca_certificates, settings.ca_crl)
     return None
 
 
 def _origination(
-    settings: ClientTLSSettings, service: Service, port: Port, http2: bool
+    settings: ClientTLSSettings, service: Service, port: Port, *, http2: bool, gateway: bool
 ) -> TlsChoice:
-    """TLS that the proxy starts on the application's behalf. Without roots the system's are used."""
+    """TLS that the proxy starts on the application's behalf. Without roots the system's are used.
+
+    Without names, the certificate must be for the host that the request asks for, or for the SNI that is given.
+    """
     sans = settings.subject_alt_names or service.subject_alt_names
-    roots = _roots(settings)
+    roots = _roots(settings, gateway=gateway)
+    verified = not settings.insecure_skip_verify
+    http = port.protocol.is_http
     return TlsChoice(
         always=UpstreamTls(
             sni=settings.sni,
-            alpn=("h2",) if http2 else (("http/1.1",) if port.protocol.is_http else ()),
-            certificate=_certificate(settings),
+            alpn=("h2",) if http2 else (("http/1.1",) if http else ()),
+            certificate=_certificate(settings, gateway=gateway),
             roots=roots,
-            sans=tuple(_san(name) for name in sans),
-            system_roots=roots is None and not settings.insecure_skip_verify,
-            auto_sni=not settings.sni and not port.protocol.is_http,
+            sans=tuple(san_match(name) for name in sans),
+            system_roots=roots is None and verified,
+            auto_sni=not settings.sni and not http,
+            sni_is_name=bool(settings.sni) and not sans and verified,
         ),
-        auto_sni=not settings.sni and port.protocol.is_http,
-        auto_san=not settings.sni and not sans and not settings.insecure_skip_verify,
+        auto_sni=not settings.sni and http,
+        auto_san=not settings.sni and not sans and verified,
     )
 
 
@@ -130,14 +121,15 @@ def choose_tls(
     settings: ClientTLSSettings | None,
     *,
     http2: bool,
+    gateway: bool = False,
 ) -> TlsChoice:
-    """What a cluster does about TLS."""
+    """What a cluster does about TLS. Only gateways are given Secrets; to others ``credentialName`` says nothing."""
     if settings is not None:
         if settings.mode == "DISABLE":
             return TlsChoice()
         if settings.mode == "ISTIO_MUTUAL":
             return TlsChoice(always=mesh_tls(context, service, port, subset, http2, settings))
-        return _origination(settings, service, port, http2)
+        return _origination(settings, service, port, http2=http2, gateway=gateway)
     if not context.mesh.enable_auto_mtls or service.mesh_external:
         return TlsChoice()
     tls = mesh_tls(context, service, port, subset, http2)
