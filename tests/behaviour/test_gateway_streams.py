@@ -530,7 +530,9 @@ kind: DestinationRule
 metadata: {name: far-away}
 spec:
   host: far.example.com
-  trafficPolicy: {tls: {mode: ISTIO_MUTUAL, sni: %s, subjectAltNames: ["spiffe://cluster.local/ns/default/sa/reviews"]}}
+  trafficPolicy:
+    connectionPool: {http: {maxRequestsPerConnection: 1}}
+    tls: {mode: ISTIO_MUTUAL, sni: %s, subjectAltNames: ["spiffe://cluster.local/ns/default/sa/reviews"]}
 """
 
 

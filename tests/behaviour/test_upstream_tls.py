@@ -169,11 +169,17 @@ def test_revoked_servers_are_not_trusted(
 def test_a_missing_file_stops_its_own_destination_alone(
     shop: Mesh, caller: Client, serve: Serve, root: str
 ) -> None:
-    other = bank(serve()).replace(HOST, "shop.example.com").replace("name: bank", "name: other")
+    other = (
+        bank(serve("shop.example.com"))
+        .replace(HOST, "shop.example.com")
+        .replace("name: bank", "name: other")
+    )
     policy = simple(root).replace(HOST, "shop.example.com").replace("name: bank", "name: other")
     with pytest.raises(Exception, match=r"missing\.pem"):
         shop.apply(bank(serve()), simple("/nowhere/missing.pem"), other, policy)
-    assert caller.get(URL).status == 503
+    # The proxy waits two seconds for what it cannot get.
+    eventually(lambda: caller.get(URL).status == 503)
+    assert caller.get("http://shop.example.com/").json()["workload"] == "far"
     assert caller.get("http://reviews:9080/").status == 200
 
 
