@@ -1,7 +1,7 @@
 """Feed ``World`` from a folder of YAML, watching it: the mesh without Kubernetes (``--configDir``).
 
 In: files ``*.yaml``, ``*.yml``, ``*.json`` with the mesh's kinds and with Services, EndpointSlices, Pods,
-Nodes, Namespaces, Secrets. Out: calls of the world's methods. Promises: a file that cannot be read keeps its
+Nodes, Namespaces, Secrets, Ingresses. Out: calls of the world's methods. Promises: a file that cannot be read keeps its
 last good objects and is reported; a later definition of the same object in another file is reported and ignored.
 """
 
@@ -25,6 +25,7 @@ from meltemi.model.origin import Finding, Level
 log = structlog.get_logger("files")
 POLL_S = 0.5
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "IngressClass"})
 FILE_MAX = 16 * 1024 * 1024
 
 
@@ -100,7 +101,7 @@ class FileSource:
         fresh = _File(stamp)
         for raw in raws:
             config, found = load(raw)
-            namespace = raw.namespace or ("" if raw.kind in ("Namespace", "Node") else "default")
+            namespace = raw.namespace or ("" if raw.kind in CLUSTER_SCOPED else "default")
             key = Key(raw.kind, namespace, raw.name)
             if config is None and not found:
                 continue

@@ -20,6 +20,7 @@ from meltemi.config.kinds import KINDS
 from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
+from meltemi.model.ingress import decode_ingress, decode_ingress_class
 from meltemi.model.origin import Finding
 
 Loaded: TypeAlias = tuple[AnyConfig | None, tuple[Finding, ...], int, Mapping[str, Any]]
@@ -32,6 +33,8 @@ NATIVE: Mapping[str, tuple[str, Callable[[msgspec.Raw], Any], str]] = {
     "Pod": ("/api/v1/pods", k8s.decode_pod, ""),
     "EndpointSlice": ("/apis/discovery.k8s.io/v1/endpointslices", k8s.decode_endpoint_slice, ""),
     "Secret": ("/api/v1/secrets", k8s.decode_secret, SECRET_FIELDS),
+    "Ingress": ("/apis/networking.k8s.io/v1/ingresses", decode_ingress, ""),
+    "IngressClass": ("/apis/networking.k8s.io/v1/ingressclasses", decode_ingress_class, ""),
 }
 NOT_WATCHED = frozenset({"IstioOperator"})
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from meltemi.adapters.ingresses import IngressBook
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig, MeshNetworks
@@ -60,10 +61,15 @@ class World:
     secrets: dict[Name, SecretData] = field(default_factory=dict)
     findings: dict[Key, tuple[Finding, ...]] = field(default_factory=dict)
     registry: RegistryStore = field(init=False)
+    ingresses: IngressBook = field(init=False)
     _native: dict[str, set[Name]] = field(default_factory=dict)
+    _converted: set[Key] = field(default_factory=set)
+    _listing: bool = False
+    _unconverted: bool = False
 
     def __post_init__(self) -> None:
         self.registry = RegistryStore(self.settings)
+        self.ingresses = IngressBook(self.settings.domain)
 
     # --- mesh-wide ----------------------------------------------------------------------------------
 
@@ -72,6 +78,8 @@ class World:
         if mesh == self.mesh:
             return
         self.mesh = mesh
+        self._convert_ingresses()
+        self.ingresses.changed()
         self._tell(Change(everything=True, reason="global"))
 
     def set_networks(self, networks: MeshNetworks) -> None:
@@ -84,10 +92,12 @@ class World:
     # --- Kubernetes' own kinds ----------------------------------------------------------------------
 
     def put_native(self, value: k8s.K8s) -> None:
-        """A Service, EndpointSlice, Pod, Node, Namespace or Secret was added or changed."""
+        """A Service, EndpointSlice, Pod, Node, Namespace, Secret, Ingress or IngressClass was added or changed."""
         kind = type(value).__name__
         metadata: k8s.ObjectMeta = value.metadata  # type: ignore[attr-defined]
         self._native.setdefault(kind, set()).add((metadata.namespace, metadata.name))
+        if self.ingresses.put(value):
+            self._ingresses_changed()
         if kind in REGISTRY_KINDS:
             self._tell_registry(self.registry.put(value))
         elif isinstance(value, k8s.Namespace):
@@ -98,6 +108,8 @@ class World:
     def drop_native(self, kind: str, namespace: str, name: str) -> None:
         """It is gone."""
         self._native.get(kind, set()).discard((namespace, name))
+        if self.ingresses.drop(kind, (namespace, name)):
+            self._ingresses_changed()
         if kind in REGISTRY_KINDS:
             self._tell_registry(self.registry.drop(kind, namespace, name))
         elif kind == "Namespace" and self.namespaces.pop(name, None) is not None:
@@ -107,10 +119,14 @@ class World:
 
     def replace_native(self, kind: str, values: Mapping[Name, k8s.K8s]) -> None:
         """These are all objects of a kind."""
+        self._listing = True
         for namespace, name in self._native.get(kind, set()) - values.keys():
             self.drop_native(kind, namespace, name)
         for value in values.values():
             self.put_native(value)
+        self._listing = False
+        if self._unconverted:
+            self._convert_ingresses()
 
     def _put_namespace(self, name: str, labels: Mapping[str, str]) -> None:
         if self.namespaces.get(name) != labels:
@@ -167,11 +183,38 @@ class World:
     ) -> None:
         """These are all objects of a kind."""
         known = {key for key in (*self.configs, *self.findings) if key.kind == kind}
-        for key in known:
+        for key in known - self._converted:
             if (key.namespace, key.name) not in values:
                 self.drop_config(key)
         for where, (config, findings) in values.items():
             self.put_config(Key(kind, *where), config, findings)
+
+    def _ingresses_changed(self) -> None:
+        """Convert them anew: at once, or at the end of a list."""
+        self._unconverted = True
+        if not self._listing:
+            self._convert_ingresses()
+
+    def _convert_ingresses(self) -> None:
+        """Put what the Ingresses mean into the place of what they meant before."""
+        self._unconverted = False
+        made = self.ingresses.convert(self.mesh)
+        found: dict[Key, list[Finding]] = {}
+        for finding in made.findings:
+            place = finding.origin
+            found.setdefault(Key(place.kind, place.namespace, place.name), []).append(finding)
+        for key in [key for key in self.findings if key.kind == "Ingress" and key not in found]:
+            del self.findings[key]
+        for key, findings in found.items():
+            if self.findings.get(key) != tuple(findings):
+                _log_findings(key, tuple(findings), used=True)
+            self.findings[key] = tuple(findings)
+        fresh = {config.key: config for config in made.configs}
+        for key in self._converted - fresh.keys():
+            self._remove_config(key)
+        self._converted = set(fresh)
+        for key, config in fresh.items():
+            self.put_config(key, config)
 
     def _remove_config(self, key: Key) -> None:
         if self.configs.pop(key, None) is not None:

@@ -29,6 +29,7 @@ from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
 from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer, Limits
 from meltemi.adapters.file_source import FileSource
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
+from meltemi.adapters.ingress_status import IngressStatusWriter
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
 from meltemi.adapters.kube_source import KubeSource
@@ -386,6 +387,8 @@ class ControlPlane:
         parts.world.listener = changed
         writer.wake()
         tasks.spawn("status", writer.run, restart=True)
+        addresses = IngressStatusWriter(parts.world, api, leader, self.clock)
+        tasks.spawn("ingress status", addresses.run, restart=True)
 
     async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
         """The mesh configuration to start with: the trust domain is needed before anything else.
