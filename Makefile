@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile lock clean
+.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile bench-testing lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 test: setup ## every test that belongs to a change, under ten minutes
 	@$(BIN)/pytest -m "not slow"
 
-test-slow: setup ## what takes minutes: a root rotation of a whole mesh under load
+test-slow: setup ## what takes minutes: rotation and configuration churn under load, the plugin in a new environment
 	@$(BIN)/pytest -m slow
 
 test-policy: setup ## thousands of random policies and requests, Envoy against a model (some minutes)
@@ -51,7 +51,7 @@ fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-start bench-certificates bench-compile ## all benchmarks
+bench: bench-start bench-certificates bench-compile bench-testing ## all benchmarks
 
 bench-start: setup ## start-up times, memory and idle CPU of the demo; recorded in benchmarks/
 	@$(BIN)/python -m benchmarks.start
@@ -61,6 +61,9 @@ bench-certificates: setup ## certificates per second, and 1,000 proxies that ren
 
 bench-compile: setup ## meltemi compile for one proxy of a thousand-service mesh; recorded in benchmarks/
 	@$(BIN)/python -m benchmarks.compile
+
+bench-testing: setup ## the pytest plugin: its first test, and ten services with 50 tests; recorded
+	@$(BIN)/python -m benchmarks.testing
 
 lock: setup ## resolve requirements/*.lock anew
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock

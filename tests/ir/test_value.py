@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import pytest
 
 from meltemi.ir.render import render
 from meltemi.ir.route import Forward, Route, RouteMatch, WeightedCluster
 from meltemi.ir.secret import Secret
+from meltemi.ir.value import per_value
 from meltemi.model.origin import Origin
 
 
@@ -59,3 +61,27 @@ def test_rendering_leaves_defaults_out() -> None:
         "action": {"kind": "Forward", "clusters": [{"cluster": "c"}]},
         "origins": ["VirtualService/v.d"],
     }
+
+
+def test_results_live_as_long_as_an_equal_value() -> None:
+    """What the next snapshot has too is not made again; what it has not is forgotten with the last one."""
+    made: list[str] = []
+
+    @per_value
+    def build(route: Route) -> str:
+        made.append(route.name)
+        return f"bytes of {route.name}"
+
+    old = _route(1)
+    assert build(old) == build(old) == "bytes of r"
+    new = _route(2)  # the same route in the next snapshot
+    assert build(new) == "bytes of r"
+    assert made == ["r"]
+    del old
+    gc.collect()
+    assert build(_route(3)) == "bytes of r"
+    assert made == ["r"], "the newer value keeps the result"
+    del new
+    gc.collect()
+    build(_route(4))
+    assert made == ["r", "r"], "nobody had it any more"

@@ -7,7 +7,6 @@ from the caches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 from meltemi.envoy.clusters import build_cluster
 from meltemi.envoy.listeners import build_listener
@@ -20,28 +19,29 @@ from meltemi.ir.listener import Listener
 from meltemi.ir.proxy import ProxyIR
 from meltemi.ir.route import RouteConfig
 from meltemi.ir.secret import Secret
+from meltemi.ir.value import per_value
 from meltemi.model.names import CDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
 from meltemi.model.resource import Resource, resource_of
 
 
-@lru_cache(maxsize=65536)
+@per_value
 def _cluster(cluster: Cluster) -> Resource:
     return resource_of(cluster.name, build_cluster(cluster).SerializeToString(deterministic=True))
 
 
-@lru_cache(maxsize=16384)
+@per_value
 def _listener(listener: Listener) -> Resource:
     return resource_of(
         listener.name, build_listener(listener).SerializeToString(deterministic=True)
     )
 
 
-@lru_cache(maxsize=16384)
+@per_value
 def _route(config: RouteConfig) -> Resource:
     return resource_of(config.name, route_config_bytes(config))
 
 
-@lru_cache(maxsize=1024)
+@per_value
 def _secret(secret: Secret) -> Resource:
     return resource_of(secret.name, build_secret(secret).SerializeToString(deterministic=True))
 

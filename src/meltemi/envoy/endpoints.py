@@ -25,7 +25,7 @@ Group = tuple[int, str, int]  # priority, locality, locality weight (0 = none)
 _HEALTH = {Health.HEALTHY: 1, Health.UNHEALTHY: 2, Health.DRAINING: 3, Health.TERMINATING: 3}
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _metadata(mesh: tuple[tuple[str, str], ...], mtls: bool) -> bytes:
     """The encoded Metadata of an endpoint; many endpoints share it."""
     fields = dict(mesh)

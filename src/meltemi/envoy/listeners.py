@@ -42,6 +42,7 @@ from meltemi.envoy.wire import field_bytes, field_int
 from meltemi.ir import listener as ir
 from meltemi.ir.authorization import ExtAuthz, Rbac
 from meltemi.ir.telemetry import StandardStats
+from meltemi.ir.value import per_value
 from meltemi.model.names import XDS
 
 _Hcm = hcm_pb2.HttpConnectionManager
@@ -213,13 +214,13 @@ def _network_filter(entry: ir.NetworkFilter) -> Any:
     return listener_components_pb2.Filter(name=name, typed_config=pack(config))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=256)
 def _filters(filters: tuple[ir.NetworkFilter, ...]) -> tuple[Any, ...]:
     """The network filters of a chain; many chains share them."""
     return tuple(_network_filter(entry) for entry in filters)
 
 
-@lru_cache(maxsize=16384)
+@per_value
 def build_chain(chain: ir.FilterChain) -> Any:
     """One filter chain. Callers must not change it."""
     made = listener_components_pb2.FilterChain(name=chain.name, filters=_filters(chain.filters))

@@ -39,6 +39,7 @@ from meltemi.ir.route import (
     VirtualHost,
     WeightedCluster,
 )
+from meltemi.ir.value import per_value
 
 FAULT = "envoy.filters.http.fault"
 CORS = "envoy.filters.http.cors"
@@ -311,7 +312,7 @@ def _disabled() -> Any:
     return pack(route_components_pb2.FilterConfig(disabled=True))
 
 
-@lru_cache(maxsize=65536)
+@per_value
 def build_route(route: Route) -> Any:
     """One route. Callers must not change the result."""
     made = route_components_pb2.Route(name=route.name, match=_match(route.match))
@@ -358,7 +359,7 @@ def build_virtual_host(host: VirtualHost) -> Any:
     return made
 
 
-@lru_cache(maxsize=65536)
+@per_value
 def _virtual_host_bytes(host: VirtualHost) -> bytes:
     """The encoded virtual host, as a field of its route table."""
     return field_bytes(2, bytes(build_virtual_host(host).SerializeToString(deterministic=True)))

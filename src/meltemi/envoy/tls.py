@@ -13,6 +13,7 @@ from envoy.type.matcher.v3 import string_pb2
 
 from meltemi.envoy.anys import boolean, duration, pack
 from meltemi.ir.tls import DownstreamTls, SanMatch, SecretRef, SecretSource, UpstreamTls
+from meltemi.ir.value import per_value
 from meltemi.model.names import SDS_DEFAULT, SDS_DEFAULT_FILE, SDS_ROOTCA_FILE
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
@@ -62,7 +63,7 @@ def _validation(common: Any, roots: SecretRef | None, **checks: Any) -> None:
     combined.validation_context_sds_secret_config.CopyFrom(_sds(roots))
 
 
-@lru_cache(maxsize=4096)
+@per_value
 def upstream_socket(tls: UpstreamTls) -> Any:
     """The transport socket towards an endpoint. At most TLS 1.3 (Envoy's own client default is 1.2)."""
     common = tls_pb2.CommonTlsContext(
@@ -116,7 +117,7 @@ def _version(name: str) -> int:
     return int(values.Value(name.replace("TLSV", "TLSv"))) if name else 0
 
 
-@lru_cache(maxsize=4096)
+@per_value
 def downstream_socket(tls: DownstreamTls) -> Any:
     """The transport socket that terminates a client's TLS."""
     common = tls_pb2.CommonTlsContext(
