@@ -67,7 +67,7 @@ def decode(raw: RawObject | Mapping[str, Any]) -> tuple[Config[Any] | None, list
     group, _, version = raw.api_version.rpartition("/")
     info = KINDS.get(raw.kind)
     if info is not None and group == info.group:
-        config, findings = decode_as(raw, info.kind, info.spec)
+        config, findings = decode_as(raw, info.kind, info.spec, _rules)
         if version not in info.versions:
             text = f"{info.kind} has no version {quoted(version)}"
             versions = ", ".join(f"{info.group}/{v}" for v in info.versions)
@@ -111,11 +111,16 @@ def validate(config: Config[Any]) -> list[Finding]:
     info = KINDS.get(config.kind)
     if info is None or not isinstance(config.spec, info.spec):
         return []
-    rules: Callable[[Config[Any], Report], None] = info.validate
     report = Report(config)
+    _rules(config, report)
+    return report.findings
+
+
+def _rules(config: Config[Any], report: Report) -> None:
+    """The rules of the object's kind, and the limits of this mesh."""
+    rules: Callable[[Config[Any], Report], None] = KINDS[config.kind].validate
     rules(config, report)
     report_limits(config.kind, config.spec, "spec", report)
-    return report.findings
 
 
 def load(raw: RawObject | Mapping[str, Any]) -> tuple[Config[Any] | None, list[Finding]]:

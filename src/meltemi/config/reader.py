@@ -13,7 +13,7 @@ Semantic rules are ``validate``'s.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -367,10 +367,16 @@ def _frozen(value: Any, path: str, report: Report) -> Any:
     return freeze(value)
 
 
+Rules = Callable[[Config[Any], Report], None]
+
+
 def decode_as(
-    raw: RawObject | Mapping[str, Any], kind: str, cls: type[SpecT]
+    raw: RawObject | Mapping[str, Any], kind: str, cls: type[SpecT], rules: Rules | None = None
 ) -> tuple[Config[SpecT] | None, list[Finding]]:
-    """An object whose kind is known. See the module's promises."""
+    """An object whose kind is known. See the module's promises.
+
+    Of an object that cannot be used, ``rules`` look at what could be read, so that people learn of all mistakes at once.
+    """
     if not isinstance(raw, RawObject):
         raw = raw_object(raw)
     meta, wrong = decode_meta(raw)
@@ -386,11 +392,31 @@ def decode_as(
     given = body.get("spec")
     if given is None and record(cls).required:
         report.error("spec", "is required", "")
-    spec = decode_spec(cls, {} if given is None else given, "spec", report)
-    if spec is None:
+    spec = _record(record(cls), {} if given is None else given, "spec", report)
+    if not isinstance(spec, cls):
+        return None, report.findings
+    if report.fatal:
+        if rules is not None:
+            partial = Report(Config(kind, meta, spec, raw.source_map))
+            rules(partial.place, partial)
+            report.findings += _beside(report.findings, partial.findings)
         return None, report.findings
     status = _status(kind, body.get("status"))
     return Config(kind, meta, spec, raw.source_map, status=status), report.findings
+
+
+def _beside(broken: list[Finding], others: list[Finding]) -> Iterator[Finding]:
+    """The findings about fields that are not, hold or lie in what could not be read. Items after an unreadable one have moved up."""
+    places = {
+        finding.origin.path.rpartition("[")[0] + "["
+        if finding.origin.path.endswith("]")
+        else finding.origin.path
+        for finding in broken
+    }
+    for finding in others:
+        path = finding.origin.path
+        if not any(path.startswith(place) or place.startswith(path) for place in places):
+            yield finding
 
 
 def _status(kind: str, value: Any) -> Status:

@@ -76,7 +76,7 @@ def traffic_policy(policy: TrafficPolicy | None, path: str, report: Report) -> N
         elif "*" in policy.tunnel.target_host:
             report.error(f"{where}.targetHost", "a wildcard is not a target", "name one host")
     if policy.retry_budget is not None:
-        where = join(path, "retryBudget.budgetInterval")
+        where = f"{path}.retryBudget.budgetInterval"
         checks.duration(policy.retry_budget.budget_interval, where, report)
 
 
@@ -117,7 +117,10 @@ def _load_balancer(
             report.error(f"{where}.maglev.tableSize", text, "use a prime such as 65537")
     if settings.warmup is not None:
         checks.duration(settings.warmup.duration, f"{path}.warmup.duration", report, 1.0)
-    checks.duration(settings.warmup_duration_secs, f"{path}.warmupDurationSecs", report, 1.0)
+    if settings.warmup_duration_secs is not None:
+        where = f"{path}.warmupDurationSecs"
+        report.warn(where, "is deprecated", "use warmup.duration", "IST0002")
+        checks.duration(settings.warmup_duration_secs, where, report, 1.0)
     locality(settings.locality_lb_setting, f"{path}.localityLbSetting", report)
     if settings.zone_aware_lb_setting is not None:
         where = f"{path}.zoneAwareLbSetting.failover"
@@ -251,10 +254,17 @@ def client_tls(settings: ClientTLSSettings | None, path: str, report: Report) ->
     if settings.credential_name and given and settings.mode != "DISABLE":
         text = f"cannot be combined with {' and '.join(given)}"
         report.error(f"{path}.credentialName", text, "keep either files or a Secret")
-    if settings.mode == "ISTIO_MUTUAL" and (given or settings.credential_name):
-        text = "ISTIO_MUTUAL uses the workload's own certificate"
-        where = f"{path}.{(given or ['credentialName'])[0]}"
-        report.error(where, text, "remove it, or use mode MUTUAL")
+    secrets = {
+        "credentialName": settings.credential_name,
+        "caCertCredentialName": settings.ca_cert_credential_name,
+    }
+    if settings.mode == "ISTIO_MUTUAL":
+        for name in (*given, *(name for name, value in secrets.items() if value)):
+            text = "ISTIO_MUTUAL uses the workload's own certificate"
+            report.error(join(path, name), text, "remove it, or use mode MUTUAL")
+    for index, subject in enumerate(settings.subject_alt_names):
+        if not subject:
+            report.error(item(f"{path}.subjectAltNames", index), "may not be empty", "remove it")
     if settings.mode == "MUTUAL" and not settings.credential_name:
         for name in ("clientCertificate", "privateKey"):
             if not files[name]:
@@ -267,7 +277,7 @@ def client_tls(settings: ClientTLSSettings | None, path: str, report: Report) ->
     if (
         settings.mode == "SIMPLE"
         and not settings.insecure_skip_verify
-        and not (settings.ca_certificates or settings.credential_name)
+        and not (settings.ca_certificates or any(secrets.values()))
     ):
         text = "no caCertificates: the server is verified against the system's authorities"
         remedy = "set caCertificates to verify against another authority"

@@ -159,7 +159,9 @@ def _source(source: Source, path: str, config: Config[AuthorizationPolicy], repo
         for index, block in enumerate(getattr(source, field)):
             checks.cidr(block, item(join(path, _wire(field)), index), report)
     accounts = (*source.service_accounts, *source.not_service_accounts)
-    if accounts and (source.namespaces or source.principals):
+    others = (*source.namespaces, *source.principals)
+    others += (*source.not_namespaces, *source.not_principals)
+    if accounts and others:
         text = "cannot be combined with namespaces or principals"
         report.error(f"{path}.serviceAccounts", text, "write namespace/account instead")
     for account in accounts:

@@ -80,6 +80,9 @@ def _server(server: Server, path: str, report: Report) -> None:
     if not port.protocol:
         report.error(f"{path}.port.protocol", "is required", "as in HTTP, HTTPS or TCP")
     checks.protocol(port.protocol, f"{path}.port.protocol", report)
+    if port.protocol.upper() in ("UDP", "HBONE", "DOUBLEHBONE"):
+        text = f"a gateway does not serve {port.protocol}"
+        report.error(f"{path}.port.protocol", text, "use HTTP, HTTPS, GRPC, TLS or TCP")
     if port.target_port:
         report.warn(f"{path}.port.targetPort", "is deprecated and ignored", "remove it", "IST0002")
     if server.bind and not server.bind.startswith("unix://") and not checks.is_ip(server.bind):
@@ -109,6 +112,8 @@ def server_tls(tls: ServerTLSSettings, path: str, report: Report) -> None:
     names = [name for name in (tls.credential_name, *tls.credential_names) if name]
     if tls.credential_name and tls.credential_names:
         report.error(f"{path}.credentialNames", "excludes credentialName", "keep one of them")
+    if tls.tls_certificates and names:
+        report.error(f"{path}.tlsCertificates", "excludes Secrets", "keep files or Secrets")
     if len(tls.credential_names) > 2 or len(tls.tls_certificates) > 2:
         report.error(path, "more than two certificates", "keep one RSA and one ECDSA certificate")
     if tls.mode in ("PASSTHROUGH", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL"):
@@ -156,7 +161,7 @@ def validate_service_entry(config: Config[ServiceEntry], report: Report) -> None
         checks.wildcard_host(host, where, report)
         if host == "*":
             report.error(where, 'the host "*" would be every service', "name the hosts")
-        elif "." not in host:
+        elif "." not in host and checks.is_dns_name(host):
             text = f"{quoted(host)} has no domain; it is not resolved like a short service name"
             report.warn(where, text, "write the full name")
     cidrs = False
@@ -254,12 +259,17 @@ def workload_entry(entry: WorkloadEntry, path: str, report: Report, template: bo
     elif unix:
         if not entry.address.removeprefix("unix://").startswith(("/", "@")):
             report.error(f"{path}.address", "is not an absolute path", 'write "unix:///path"')
+        elif entry.address.endswith("/"):
+            report.error(f"{path}.address", "is a folder", "name the socket in it")
         if entry.ports:
             report.error(f"{path}.ports", "a Unix socket has no ports", "remove them")
     elif not checks.is_ip(entry.address) and not checks.is_dns_name(entry.address):
         text = f"{quoted(entry.address)} is neither an IP address nor a DNS name"
         report.error(f"{path}.address", text, "")
     for name, number in entry.ports.items():
+        if not checks.DNS_LABEL.match(name):
+            text = f"{quoted(name)} is not a port's name"
+            report.error(join(f"{path}.ports", name), text, "use letters, digits and -")
         if not number:
             report.error(join(f"{path}.ports", name), "0 is not a port", "use 1 to 65535")
     checks.labels(entry.labels, f"{path}.labels", report)
@@ -280,9 +290,15 @@ def validate_workload_group(config: Config[WorkloadGroup], report: Report) -> No
     probe = spec.probe
     if probe is None:
         return
-    for name in ("initial_delay_seconds", "timeout_seconds", "period_seconds"):
-        if getattr(probe, name) < 0:
-            report.error("spec.probe", f"{name.replace('_', ' ')} is negative", "use seconds")
+    for name, number in (
+        ("initialDelaySeconds", probe.initial_delay_seconds),
+        ("timeoutSeconds", probe.timeout_seconds),
+        ("periodSeconds", probe.period_seconds),
+        ("successThreshold", probe.success_threshold),
+        ("failureThreshold", probe.failure_threshold),
+    ):
+        if number < 0:
+            report.error(f"spec.probe.{name}", f"{number} is negative", "leave it out, or use 1")
     if not (probe.http_get or probe.tcp_socket or probe.exec or probe.grpc):
         report.error(
             "spec.probe", "does not say how to probe", "add httpGet, tcpSocket, exec or grpc"
@@ -362,6 +378,9 @@ def _egress(spec: Sidecar, report: Report) -> None:
             text = "a listener with a port must come before the one without"
             report.error(path, text, "move it up")
     policy = spec.outbound_traffic_policy
+    if policy is not None and policy.mode == "ALLOW_ANY_DYNAMIC_DNS":
+        text = "is a mode of the mesh, not of a Sidecar"
+        report.error("spec.outboundTrafficPolicy.mode", text, "use REGISTRY_ONLY or ALLOW_ANY")
     if policy is not None and policy.egress_proxy is not None:
         where = "spec.outboundTrafficPolicy.egressProxy"
         if policy.mode != "ALLOW_ANY":

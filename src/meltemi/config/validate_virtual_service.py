@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Sequence
 
@@ -172,9 +173,20 @@ def _action(route: HTTPRoute, path: str, delegate: bool, report: Report) -> None
             text = f"{status} is not a status that can be answered"
             report.error(f"{path}.directResponse.status", text, "use 200 to 599")
         body = route.direct_response.body
+        if body is not None and body.bytes and not _is_base64(body.bytes):
+            where = f"{path}.directResponse.body.bytes"
+            report.error(where, "is not base64", "encode the bytes, or use string")
         size = len((body.string or body.bytes or "").encode()) if body else 0
         if size > MAX_BODY:
             report.error(f"{path}.directResponse.body", "is larger than 1 MiB", "shorten it")
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _redirect(redirect: HTTPRedirect, path: str, report: Report) -> None:
