@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile bench-testing lock clean
+.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile bench-policies bench-testing lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-start bench-certificates bench-compile bench-testing ## all benchmarks
+bench: bench-start bench-certificates bench-compile bench-policies bench-testing ## all benchmarks
 
 bench-start: setup ## start-up times, memory and idle CPU of the demo; recorded in benchmarks/
 	@$(BIN)/python -m benchmarks.start
@@ -64,6 +64,9 @@ bench-compile: setup ## meltemi compile for one proxy of a thousand-service mesh
 
 bench-testing: setup ## the pytest plugin: its first test, and ten services with 50 tests; recorded
 	@$(BIN)/python -m benchmarks.testing
+
+bench-policies: setup ## what 100 authorization policies cost a request, as a ratio to none
+	@$(BIN)/python -m benchmarks.policies
 
 lock: setup ## resolve requirements/*.lock anew
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.lock

@@ -1,24 +1,26 @@
 """Certificates per second of one istiod, and how long a thousand proxies take that renew at once.
 
 Signing alone on one thread, and on the server's own number of threads; both in one run, as a ratio. Run as
-``python -m benchmarks.certificates``; the result goes to standard output as JSON.
+``python -m benchmarks.certificates``, which appends to ``benchmarks/results/certificates.jsonl``.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from benchmarks.record import conclude
 from meltemi.adapters.ca_grpc import THREADS, new_serial
 from meltemi.ca import authority
 
+RESULTS = Path(__file__).parent / "results" / "certificates.jsonl"
 PROXIES = 1000
 WHO = "spiffe://cluster.local/ns/bookinfo/sa/reviews"
 
@@ -60,7 +62,14 @@ def main() -> None:
         "rsa2048": rsa.generate_private_key(65537, 2048),
         "p256": ec.generate_private_key(ec.SECP256R1()),
     }
-    print(json.dumps({name: measure(key) for name, key in made.items()}, indent=2))
+    conclude(
+        RESULTS,
+        {
+            f"{name}_{what}": value
+            for name, key in made.items()
+            for what, value in measure(key).items()
+        },
+    )
 
 
 if __name__ == "__main__":

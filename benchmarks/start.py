@@ -8,10 +8,7 @@ CPU of everything together at rest. Compare records of one machine only.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.record import conclude
 from meltemi.adapters import kube_connection
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.commands import demo
@@ -130,19 +126,7 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as home:
         record = measure(Path(home))
-    record |= {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),  # noqa: TID251 - a rim of its own
-        "machine": f"{os.cpu_count()} cores, Linux {platform.release().split('-')[0]}",
-        "user": "root" if os.geteuid() == 0 else "ordinary",
-    }
-    table = Table("What", "Found", "Aim")
-    for key, value in record.items():
-        aim = AIMS.get(key)
-        table.add_row(key, str(value), f"under {aim:g}" if aim else "")
-    Console().print(table)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    conclude(RESULTS, record, AIMS)
 
 
 if __name__ == "__main__":

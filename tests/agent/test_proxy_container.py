@@ -447,3 +447,12 @@ def test_wait_and_request_speak_to_the_proxy(container: Container) -> None:
         timeout=60,
     )
     assert failed.returncode == 1 and "not ready" in failed.stderr
+
+
+def test_a_mesh_may_change_its_trust_domain(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """istiod signs the same account in the mesh's present trust domain, whatever the pod was told when it was made."""
+    control_plane.impostor = "spiffe://new.example/ns/bookinfo/sa/bookinfo-reviews"
+    container.start_ready()
+    assert control_plane.requests == 1

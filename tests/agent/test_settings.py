@@ -90,11 +90,14 @@ def test_a_plaintext_istiod_is_used_without_tls() -> None:
     assert "transport_socket" not in xds and "cluster_type" not in xds
 
 
+POLICY_TAGS = {"authz_enforce_result", "authz_dry_run_action", "authz_dry_run_result"}
+
+
 def test_statistics_are_few_unless_asked_for() -> None:
     """Istio's inclusion list; proxyStatsMatcher and annotations widen it and turn tags on."""
     plain = bootstrap()["stats_config"]
     assert {"prefix": "istio."} in plain["stats_matcher"]["inclusion_list"]["patterns"]
-    assert plain["stats_tags"] == []
+    assert {tag["tag_name"] for tag in plain["stats_tags"]} == POLICY_TAGS
     config = json.dumps({"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound"]}})
     wide = bootstrap(
         {"PROXY_CONFIG": config},
@@ -103,7 +106,7 @@ def test_statistics_are_few_unless_asked_for() -> None:
     patterns = wide["stats_matcher"]["inclusion_list"]["patterns"]
     assert {"prefix": "cluster.outbound"} in patterns
     assert {"safe_regex": {"regex": ".*retry.*"}} in patterns
-    assert wide["stats_tags"]
+    assert {tag["tag_name"] for tag in wide["stats_tags"]} > POLICY_TAGS
 
 
 def test_environment_of_envoy_names_the_pod() -> None:

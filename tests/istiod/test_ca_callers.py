@@ -153,7 +153,7 @@ def beside(namespace: str, pod: str) -> frozenset[tuple[str, str]]:
 async def serving(metrics: Metrics, **more: Any) -> AsyncIterator[str]:
     signer = CertificateServer(
         lambda: ROOT,
-        Authenticator(Tokens(), [TRUST]),
+        Authenticator(Tokens(), lambda: [TRUST]),
         metrics,
         CLOCK,
         trusted_nodes=("istio-system/ztunnel",),

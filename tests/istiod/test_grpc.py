@@ -127,7 +127,7 @@ async def mesh() -> AsyncIterator[Mesh]:
         authority.key_pem(SERVER_KEY).encode(), chain_pem(issued), ROOT.roots.encode()
     )
     async with KubeApi(KubeConnection(kube.url), "istiod") as api:
-        who = Authenticator(KubeReviewer(api, CLOCK, TRUST), [TRUST])
+        who = Authenticator(KubeReviewer(api, CLOCK, TRUST), lambda: [TRUST])
         discovery = DiscoveryServer(source, who, metrics, CLOCK, Limits(write_s=1.0))
         signer = CertificateServer(lambda: ROOT, who, metrics, CLOCK)
         server = GrpcServer([discovery.handlers(), signer.handlers()])

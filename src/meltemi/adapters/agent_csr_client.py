@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from meltemi.adapters.agent_csr import CertificateAnswer, CertificateRequest
 from meltemi.agent.secrets import SecretText
+from meltemi.model.names import parse_spiffe
 from meltemi.protos import ca_pb2
 
 _METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
@@ -143,11 +144,18 @@ def _check(chain: list[str], key: PrivateKey, identity: str) -> x509.Certificate
     except (IndexError, ValueError, x509.ExtensionNotFound) as error:
         raise RequestError(f"istiod's answer is no certificate: {error}") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    if identity not in uris:
+    # The account is ours to insist on; the trust domain is istiod's to say, and can change while we live.
+    if _account(identity) not in map(_account, uris):
         raise RequestError(f"istiod signed {', '.join(uris)} where {identity} was asked for")
     if leaf.public_key() != key.public_key():
         raise RequestError("istiod signed another key than the one that was sent")
     return leaf
+
+
+def _account(uri: str) -> tuple[str, str] | str:
+    """Namespace and service account of a SPIFFE id; another URI stands for itself."""
+    parts = parse_spiffe(uri)
+    return parts[1:] if parts is not None else uri
 
 
 class _Relay:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cryptography import x509
@@ -94,11 +95,13 @@ class KubeReviewer:
 
 
 class Authenticator:
-    """Identifies callers. ``trust_domains`` are the mesh's own and its aliases."""
+    """Identifies callers. ``trust_domains`` gives the mesh's own, then its aliases, as they are now."""
 
-    def __init__(self, reviewer: Reviewer | None, trust_domains: Iterable[str]) -> None:
+    def __init__(
+        self, reviewer: Reviewer | None, trust_domains: Callable[[], Sequence[str]]
+    ) -> None:
         self._reviewer = reviewer
-        self.trust_domains = tuple(trust_domains)
+        self._trust_domains = trust_domains
 
     def has_certificate(self, context: Any) -> bool:
         """True when the caller showed a client certificate, which TLS has verified."""
@@ -112,7 +115,7 @@ class Authenticator:
         """Who calls. Raises NotAuthenticated or CannotReview."""
         shown = context.auth_context().get("x509_pem_cert")
         if shown:
-            return identity.from_certificate(_uris(shown[0]), self.trust_domains)
+            return identity.from_certificate(_uris(shown[0]), self._trust_domains())
         token = bearer_of(context.invocation_metadata() or ())
         if not token:
             raise NotAuthenticated(
@@ -123,7 +126,9 @@ class Authenticator:
             raise NotAuthenticated(
                 "this control plane runs without an API server and takes no tokens"
             )
-        return await self._reviewer.review(token)
+        found = await self._reviewer.review(token)
+        # A token proves an account; the trust domain is the mesh's to say, and can change while this runs.
+        return replace(found, trust_domain=self._trust_domains()[0])
 
 
 def bearer_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:

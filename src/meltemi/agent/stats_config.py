@@ -33,10 +33,16 @@ BUCKETS = (
     *(300000, 600000, 1800000, 3600000),
 )
 _ANNOTATION = "sidecar.istio.io/statsInclusion"
+# Istio's labels of what authorization decided, and of what policies under dry run would have.
+_POLICY_TAGS = (
+    {"tag_name": "authz_enforce_result", "regex": r"rbac(\.(allowed|denied))$"},
+    {"tag_name": "authz_dry_run_action", "regex": r"(\.istio_dry_run_(allow|deny)_)"},
+    {"tag_name": "authz_dry_run_result", "regex": r"(\.shadow_(allowed|denied))$"},
+)
 
 
 def build_stats_config(settings: ProxySettings) -> dict[str, Any]:
-    """The ``stats_config``; tags are extracted only when the user asked for more statistics."""
+    """The ``stats_config``; tags of names are extracted where there are any: policies', and what the user asked for."""
     config, notes = settings.config, settings.annotations
     prefixes = (*config.stats_prefixes, *_split(notes.get(_ANNOTATION + "Prefixes", "")))
     suffixes = (*config.stats_suffixes, *_split(notes.get(_ANNOTATION + "Suffixes", "")))
@@ -54,7 +60,7 @@ def build_stats_config(settings: ProxySettings) -> dict[str, Any]:
     widened = bool(prefixes or suffixes or regexps)
     return {
         "use_all_default_tags": False,
-        "stats_tags": _tags(settings.dns_domain) if widened else [],
+        "stats_tags": [*_POLICY_TAGS, *(_tags(settings.dns_domain) if widened else ())],
         "stats_matcher": matcher,
         "histogram_bucket_settings": _histograms(settings),
     }

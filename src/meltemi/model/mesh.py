@@ -398,6 +398,11 @@ class MeshConfig(Spec, frozen=True):
     default_traffic_policy: DefaultTrafficPolicy | None = None
     service_entry_visibility: FreeForm | None = None
 
+    @property
+    def trust_domains(self) -> Strings:
+        """The mesh's own trust domain, then the aliases that count as it."""
+        return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
+
 
 DEFAULT_MESH_CONFIG = MeshConfig()
 

@@ -239,7 +239,6 @@ class ControlPlane:
     async def _serve(self, stack: AsyncExitStack, tasks: Tasks, parts: Parts) -> None:
         """xDS, certificates and webhooks."""
         options, clock, metrics, store = self.options, self.clock, self.metrics, parts.store
-        mesh = parts.world.mesh
         trust_domain = parts.world.settings.trust_domain
         serving = ServingCertificate(
             store,
@@ -247,7 +246,7 @@ class ControlPlane:
             serving_names(options.namespace, options.revision),
             names.spiffe_id(trust_domain, options.namespace, "istiod"),
         )
-        who = Authenticator(parts.reviewer, (trust_domain, *mesh.trust_domain_aliases))
+        who = Authenticator(parts.reviewer, lambda: parts.world.mesh.trust_domains)
         parts.discovery = DiscoveryServer(
             Source(parts.pipeline, parts.pages),
             who,

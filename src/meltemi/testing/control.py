@@ -229,7 +229,7 @@ class Control:
         self.world = World(RegistrySettings(trust_domain=trust_domain))
         self.pipeline = RigPipeline(self.world, rewire, identities, metrics)
         self.world.listener = self.pipeline.changed
-        authenticator = LocalAuthenticator(None, (trust_domain,))
+        authenticator = LocalAuthenticator(None, lambda: (trust_domain,))
         discovery = DiscoveryServer(
             _Source(self.pipeline),
             authenticator,

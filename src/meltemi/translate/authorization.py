@@ -83,8 +83,7 @@ class _Compiler:
         self.build = build
         self.facts = facts
         self.report = report
-        mesh = build.context.mesh
-        self.trust_domains = tuple(dict.fromkeys((mesh.trust_domain, *mesh.trust_domain_aliases)))
+        self.trust_domains = build.context.mesh.trust_domains
 
     def policies(
         self, config: AnyConfig, facts: Facts, name: Callable[[AnyConfig, int], str] = _rule_name

@@ -40,7 +40,7 @@ def trust_domains(build: Build) -> tuple[str, ...]:
     """Trust domains whose members may connect: the mesh's own, its aliases, and those of further roots."""
     mesh = build.context.mesh
     foreign = (domain for entry in mesh.ca_certificates for domain in entry.trust_domains)
-    return tuple(dict.fromkeys((mesh.trust_domain, *mesh.trust_domain_aliases, *foreign)))
+    return tuple(dict.fromkeys((*mesh.trust_domains, *foreign)))
 
 
 def _tls(build: Build, *, http: bool) -> DownstreamTls:

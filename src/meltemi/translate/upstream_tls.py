@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from meltemi.ir.cluster import ClusterType
 from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, SecretRef, UpstreamTls
 from meltemi.model.destination_rule import ClientTLSSettings
-from meltemi.model.names import dns_sni
+from meltemi.model.names import dns_sni, parse_spiffe, spiffe_id
 from meltemi.model.service import Port, Service
 from meltemi.push.context import PushContext
 from meltemi.translate.credentials import (
@@ -53,7 +53,7 @@ def mesh_tls(
 ) -> UpstreamTls:
     """mTLS with the workload certificate. The server must show one of the service's identities."""
     names = (settings.subject_alt_names if settings else ()) or service.subject_alt_names
-    names = names or context.facts_of(service).identities
+    names = names or _identities(context, service)
     sni = settings.sni if settings is not None and settings.sni else ""
     return UpstreamTls(
         sni=sni or dns_sni(service.hostname, port.number, subset),
@@ -62,6 +62,19 @@ def mesh_tls(
         roots=WORKLOAD_ROOTS,
         sans=tuple(san_match(name) for name in names),
     )
+
+
+def _identities(context: PushContext, service: Service) -> tuple[str, ...]:
+    """Those of the service's accounts, in each of the mesh's trust domains: a pod keeps its own until it renews."""
+    found: dict[str, None] = {}
+    for identity in context.facts_of(service).identities:
+        parts = parse_spiffe(identity)
+        if parts is None:
+            found[identity] = None
+            continue
+        for domain in context.mesh.trust_domains:
+            found[spiffe_id(domain, *parts[1:])] = None
+    return tuple(found)
 
 
 def _certificate(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
