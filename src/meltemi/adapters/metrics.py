@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
+from meltemi.envoy import PatchRecord
+
 _SECONDS = (0.01, 0.1, 0.5, 1, 3, 5, 10, 20, 30)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -109,6 +111,11 @@ class Metrics:
             "pilot_k8s_cfg_events", "Configuration events", ("type", "event")
         )
         self.k8s_reg_events = counter("pilot_k8s_reg_events", "Registry events", ("type", "event"))
+        self.envoy_filters = gauge(
+            "pilot_envoy_filter_status",
+            "Whether patches of EnvoyFilters had an effect or could not be applied",
+            ("name", "patch", "result"),
+        )
         self.uptime = gauge("istiod_uptime_seconds", "Seconds since start")
         self.clusters = gauge("istiod_managed_clusters", "Clusters watched", ("cluster_type",))
 
@@ -180,6 +187,15 @@ class Metrics:
         self.webhook_patch_failures = counter(
             "webhook_patch_failures_total", "Failed patches", ("name", "reason")
         )
+
+    def set_envoy_filters(self, records: Iterable[PatchRecord]) -> None:
+        """What has come of the patches of EnvoyFilters, in all classes of proxies."""
+        self.envoy_filters.clear()
+        for record in records:
+            for result, patches in (("applied", record.applied), ("error", record.failed)):
+                for patch in patches:
+                    kind = patch.apply_to.lower()
+                    self.envoy_filters.labels(patch.filter, kind, result).set(1)
 
     def exposition(self) -> bytes:
         """All metrics as text."""

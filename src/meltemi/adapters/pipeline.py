@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import structlog
@@ -21,12 +21,20 @@ from meltemi.adapters.discovery_grpc import Connection, Connections
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import Change, World
 from meltemi.discovery.protocol import Rejected, Snapshot
-from meltemi.envoy import encode, encode_endpoints
+from meltemi.envoy import PatchRecord, encode, encode_endpoints
 from meltemi.ir.endpoint import EndpointNeed
 from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import Clock
 from meltemi.model.config import Key
-from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.names import (
+    CDS_TYPE,
+    ECDS_TYPE,
+    EDS_TYPE,
+    LDS_TYPE,
+    NDS_TYPE,
+    RDS_TYPE,
+    SDS_TYPE,
+)
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
 from meltemi.model.service import Endpoint
@@ -40,7 +48,7 @@ from meltemi.translate import overlay_for, translate
 log = structlog.get_logger("push")
 T = TypeVar("T")
 WORKLOAD_WAIT_S = 2.0  # how long a sidecar that is ahead of its pod's watch event waits for it
-TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, NDS_TYPE)
+TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,7 @@ class ClassView:
     ir: ProxyIR
     types: Mapping[str, Mapping[str, Resource]]
     endpoints: EndpointView
+    patches: PatchRecord = field(default_factory=PatchRecord)
 
 
 @dataclass(eq=False, slots=True)
@@ -361,6 +370,7 @@ class Pipeline:
         self.views.update(fresh)
         used = {id(a.view) for a in self._attached.values()}
         self.views = {c: v for c, v in self.views.items() if id(v) in used}
+        self._metrics.set_envoy_filters(view.patches for view in self.views.values())
         self._cache.retain(
             {need for view in self.views.values() for need in view.endpoints.needs.values()}
         )
@@ -373,8 +383,10 @@ class Pipeline:
         versions = {key: index.version(*key) for key in frozen.held}
 
         def make() -> ClassView:
+            record = PatchRecord()
             ir = translate(context, proxy_class)
-            encoded = encode(ir)
+            encoded = encode(ir, record)
+            ir = replace(ir, findings=ir.findings + record.findings)
             types: dict[str, Mapping[str, Resource]] = {}
             for type_url in TYPES:
                 mapping = {r.name: r for r in encoded.get(type_url, ())}
@@ -383,8 +395,10 @@ class Pipeline:
             needs = ir.needs()
             self._cache.warm(needs.values(), frozen, versions)
             if known is not None and known.endpoints.needs == needs:
-                return ClassView(context, proxy_class, ir, types, known.endpoints)
-            return ClassView(context, proxy_class, ir, types, EndpointView(needs, self._cache))
+                return ClassView(context, proxy_class, ir, types, known.endpoints, record)
+            return ClassView(
+                context, proxy_class, ir, types, EndpointView(needs, self._cache), record
+            )
 
         return await self._in_worker(make)
 
@@ -474,7 +488,10 @@ class Pipeline:
         view = self.view_of(connection)
         if view is None:
             return {}
-        return {"resources": list(event.names[:10]), "origins": origins(view.ir, set(event.names))}
+        found = origins(view.ir, set(event.names))
+        # A patch may be what made it wrong.
+        found += [str(origin) for patch in view.patches.applied for origin in patch.origins][:10]
+        return {"resources": list(event.names[:10]), "origins": found}
 
     def close(self) -> None:
         """Stop the worker."""

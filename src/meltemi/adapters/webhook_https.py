@@ -67,7 +67,12 @@ class Webhooks:
         asked = review["request"]
         labels = self._world.namespaces.get(str(asked.get("namespace", "")), {})
         result = inject(
-            asked, labels, self._injection(), self._world.mesh, url_values(request.match_info)
+            asked,
+            labels,
+            self._injection(),
+            self._world.mesh,
+            url_values(request.match_info),
+            [c for key, c in self._world.configs.items() if key.kind == "ProxyConfig"],
         )
         response: dict[str, Any] = {"uid": asked.get("uid", ""), "allowed": result.allowed}
         if result.warnings:

@@ -136,7 +136,7 @@ def _print_yaml(made: Iterator[Compiled]) -> None:
         head = {"proxy": each.proxy.id, "workload": each.proxy.workload}
         body = render(each.ir)
         body.pop("findings", None)
-        findings = [str(finding) for finding in each.ir.findings]
+        findings = [str(finding) for finding in each.findings]
         text = yaml.dump(
             {**head, **body, **({"findings": findings} if findings else {})},
             Dumper=dumper,

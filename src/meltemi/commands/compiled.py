@@ -18,6 +18,7 @@ from meltemi.model import kubernetes as k8s
 from meltemi.model.config import EMPTY
 from meltemi.model.frozen import FrozenMap
 from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.origin import Finding
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
 from meltemi.push.classes import class_key
@@ -40,20 +41,30 @@ class Compiled:
     ir: ProxyIR
     endpoints: EndpointIndex
 
-    @cached_property
+    @property
     def resources(self) -> Mapping[str, tuple[Resource, ...]]:
         """What Envoy would be sent, by type URL."""
+        return self._encoded[0]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong or doubtful, patches that cannot be applied included."""
+        return self.ir.findings + (self._encoded[1] if self.ir.patches else ())
+
+    @cached_property
+    def _encoded(self) -> tuple[Mapping[str, tuple[Resource, ...]], tuple[Finding, ...]]:
         # Here and not above: Envoy's message types take a third of a second to import, and people often read the IR alone.
-        from meltemi.envoy import encode, encode_endpoints
+        from meltemi.envoy import PatchRecord, encode, encode_endpoints
 
         hidden = overlay_for(self.ir, self.proxy.address)
-        found: dict[str, tuple[Resource, ...]] = dict(encode(self.ir))
+        record = PatchRecord()
+        found: dict[str, tuple[Resource, ...]] = dict(encode(self.ir, record))
         found[LDS_TYPE] = tuple(r for r in found[LDS_TYPE] if r.name not in hidden)
         found[EDS_TYPE] = tuple(
             encode_endpoints(need, self.endpoints.endpoints(need.hostname, need.namespace))
             for need in self.ir.endpoint_needs
         )
-        return found
+        return found, record.findings
 
 
 class Compiler:
@@ -116,7 +127,7 @@ class Compiler:
             metadata={
                 **proxy.metadata,
                 **({"NODE_NAME": proxy.node} if proxy.node else {}),
-                "PROXY_CONFIG": proxy.own_config(),
+                "PROXY_CONFIG": proxy.settings,
             },
         )
 
@@ -147,7 +158,7 @@ def as_json(made: Compiled) -> dict[str, Any]:
     for name, type_url in _TYPES:
         entry[name] = [to_json(message_of(type_url, r.body)) for r in made.resources[type_url]]
     entry["secrets"] = [resource.name for resource in made.resources[SDS_TYPE]]
-    entry["findings"] = [finding_json(finding) for finding in made.ir.findings]
+    entry["findings"] = [finding_json(finding) for finding in made.findings]
     return entry
 
 

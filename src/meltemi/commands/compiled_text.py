@@ -32,7 +32,7 @@ def lines_of(made: Compiled) -> Iterator[str]:
         yield f"  secret {secret.name}" + _from(secret.origins)
     for patch in made.ir.patches:
         yield f"  patch {patch.apply_to}" + _from(getattr(patch, "origins", ()))
-    for finding in made.ir.findings:
+    for finding in made.findings:
         yield f"  {finding}"
 
 

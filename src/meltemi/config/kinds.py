@@ -14,6 +14,7 @@ from meltemi.config import validate_policies as policies
 from meltemi.config import validate_topology as topo
 from meltemi.config.reader import Report
 from meltemi.config.validate_destination_rule import validate_destination_rule
+from meltemi.config.validate_envoy_filter import validate_envoy_filter
 from meltemi.config.validate_virtual_service import validate_virtual_service
 from meltemi.model.config import Config
 from meltemi.model.destination_rule import DestinationRule
@@ -117,7 +118,7 @@ _ALL = (
     ),
     KindInfo(
         "EnvoyFilter", NETWORKING, "envoyfilters", "envoyfilter", ("v1alpha3",), "v1alpha3",
-        EnvoyFilter, policies.validate_envoy_filter,
+        EnvoyFilter, validate_envoy_filter,
     ),
     KindInfo(
         "ProxyConfig", NETWORKING, "proxyconfigs", "proxyconfig", ("v1beta1",), "v1beta1",

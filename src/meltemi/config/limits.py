@@ -75,6 +75,17 @@ _LIMITS = (
         )
         for place in ("DestinationRule.trafficPolicy.loadBalancer", "MeshConfig")
     ),
+    *(
+        _no(
+            f"EnvoyFilter.configPatches.match.waypoint.{name}",
+            "selects nothing: this mesh has sidecars and gateways, no waypoints",
+            "match listener, routeConfiguration or cluster",
+        )
+        for name in (
+            *("portNumber", "filter.name", "filter.subFilter.name"),
+            *("route.name", "route.action"),
+        )
+    ),
 )
 
 LIMITS: Mapping[str, Limit] = {limit.field: limit for limit in _LIMITS}

@@ -104,6 +104,26 @@ def overlay_proxy_config(
     return msgspec.structs.replace(base, **changes)
 
 
+# What of a proxy's own settings istiod needs to know; the rest is the agent's.
+SHAPING = ("gatewayTopology", "proxyHeaders", "connectionSettings", "tracing")
+
+
+def shaping_settings(base: ProxyConfig, raw: Mapping[str, Any]) -> ProxyConfig | None:
+    """``base`` with those settings of one proxy (as JSON) that shape its traffic; None where they say nothing else."""
+    given = {name: raw[name] for name in SHAPING if raw.get(name) is not None}
+    if not given:
+        return None
+    proxy = decode_spec(ProxyConfig, given, "", Report(Config("ProxyConfig", Meta(""), None)))
+    if proxy is None:
+        return None
+    own = {record(ProxyConfig).fields[name].name: name for name in given}
+    if all(getattr(proxy, name) == getattr(base, name) for name in own):
+        return None
+    names = [record(ProxyConfig).fields[wire].name for wire in SHAPING]
+    changes = {name: getattr(proxy if name in own else base, name) for name in names}
+    return msgspec.structs.replace(ProxyConfig(), **changes)
+
+
 def parse_mesh_networks(text: str, source: str = "") -> tuple[MeshNetworks, list[Finding]]:
     """Networks of the mesh."""
     _, networks, report = _read(text, "MeshNetworks", MeshNetworks, source)

@@ -14,7 +14,7 @@ from meltemi.config.durations import format_duration
 from meltemi.config.paths import item, join
 from meltemi.config.reader import Report, nearest, quoted
 from meltemi.model.config import Config
-from meltemi.model.extensions import EnvoyFilter, TrafficExtension, WasmConfig, WasmPlugin
+from meltemi.model.extensions import TrafficExtension, WasmConfig, WasmPlugin
 from meltemi.model.security import (
     AuthorizationPolicy,
     Condition,
@@ -272,68 +272,6 @@ def validate_telemetry(config: Config[Telemetry], report: Report) -> None:
                     report.error(f"{inner}.value", "is required to set a label", "write CEL")
                 if change.operation == "REMOVE" and change.value:
                     report.error(f"{inner}.value", "has no use with REMOVE", "remove it")
-
-
-def validate_envoy_filter(config: Config[EnvoyFilter], report: Report) -> None:
-    """All rules of EnvoyFilters."""
-    spec = config.spec
-    if spec.workload_selector is not None:
-        checks.selector(spec.workload_selector.labels, "spec.workloadSelector.labels", report)
-    checks.targets(spec, report)
-    for index, entry in enumerate(spec.config_patches):
-        path = item("spec.configPatches", index)
-        if entry.apply_to == "INVALID":
-            report.error(f"{path}.applyTo", "is required", "as in HTTP_FILTER")
-        patch = entry.patch
-        if patch is None:
-            report.error(f"{path}.patch", "is required", "add operation and value")
-            continue
-        if patch.operation == "INVALID":
-            report.error(f"{path}.patch.operation", "is required", "as in MERGE or INSERT_BEFORE")
-        if patch.value is None and patch.operation not in ("REMOVE", "INVALID"):
-            report.error(f"{path}.patch.value", "is required", "write Envoy configuration")
-        if patch.operation == "REMOVE" and patch.value is not None:
-            report.warn(f"{path}.patch.value", "has no use with REMOVE", "remove it")
-        if patch.operation == "MERGE_AND_REPLACE_LIST" and entry.apply_to not in (
-            "HTTP_FILTER",
-            "NETWORK_FILTER",
-        ):
-            report.warn(f"{path}.patch.operation", "is meant for filters", "use MERGE")
-        _filter_match(config, index, report)
-
-
-_MATCHES = {
-    "LISTENER": "listener",
-    "FILTER_CHAIN": "listener",
-    "NETWORK_FILTER": "listener",
-    "HTTP_FILTER": "listener",
-    "LISTENER_FILTER": "listener",
-    "ROUTE_CONFIGURATION": "route_configuration",
-    "VIRTUAL_HOST": "route_configuration",
-    "HTTP_ROUTE": "route_configuration",
-    "CLUSTER": "cluster",
-}
-
-
-def _filter_match(config: Config[EnvoyFilter], index: int, report: Report) -> None:
-    entry = config.spec.config_patches[index]
-    match, path = entry.match, item("spec.configPatches", index) + ".match"
-    if match is None:
-        return
-    wanted = _MATCHES.get(entry.apply_to)
-    for name in ("listener", "route_configuration", "cluster"):
-        if wanted and getattr(match, name) is not None and name != wanted:
-            text = f"does not select anything for applyTo {entry.apply_to}"
-            report.error(join(path, _wire(name)), text, f"use {_wire(wanted)}")
-    if match.proxy is not None:
-        checks.regex(match.proxy.proxy_version or None, f"{path}.proxy.proxyVersion", report)
-    chain = match.listener.filter_chain if match.listener else None
-    if chain is not None and chain.filter is not None:
-        where = f"{path}.listener.filterChain.filter"
-        if entry.apply_to not in ("NETWORK_FILTER", "HTTP_FILTER", "FILTER_CHAIN"):
-            report.error(where, f"has no use for applyTo {entry.apply_to}", "remove it")
-        elif not chain.filter.name:
-            report.error(f"{where}.name", "is required", "name the filter")
 
 
 def validate_wasm_plugin(config: Config[WasmPlugin], report: Report) -> None:

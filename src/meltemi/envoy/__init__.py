@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from meltemi.envoy.encode import encode
 from meltemi.envoy.endpoints import encode_endpoints
+from meltemi.envoy.patch_edit import PatchRecord
 
-__all__ = ["encode", "encode_endpoints"]
+__all__ = ["PatchRecord", "encode", "encode_endpoints"]

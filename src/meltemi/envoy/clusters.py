@@ -22,9 +22,16 @@ from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import wrappers_pb2
 
-from meltemi.envoy.anys import duration, maybe_duration, pack, struct, uint32
+from meltemi.envoy.anys import (
+    duration,
+    maybe_duration,
+    pack,
+    struct,
+    uint32,
+)
 from meltemi.envoy.dynamic_dns import dns_cache
 from meltemi.envoy.endpoints import priority_groups
+from meltemi.envoy.header_case import preserved_header_case
 from meltemi.envoy.tls import plaintext_socket, upstream_socket, with_proxy_protocol
 from meltemi.envoy.wire import field_bytes
 from meltemi.ir.cluster import (
@@ -113,6 +120,13 @@ def _http2(options: HttpOptions) -> Any:
     return made
 
 
+def _http1(options: HttpOptions) -> Any:
+    made = protocol_pb2.Http1ProtocolOptions()
+    if options.preserve_header_case:
+        made.header_key_format.CopyFrom(preserved_header_case())
+    return made
+
+
 def _statuses(codes: tuple[int, ...]) -> Any:
     """A response matcher for any of these status codes."""
     rules = [
@@ -157,12 +171,12 @@ def _http_options(options: HttpOptions) -> Any:
     if options.version is HttpVersion.HTTP2:
         made.explicit_http_config.http2_protocol_options.CopyFrom(_http2(options))
     elif options.version is HttpVersion.DOWNSTREAM:
-        made.use_downstream_protocol_config.http_protocol_options.SetInParent()
+        made.use_downstream_protocol_config.http_protocol_options.CopyFrom(_http1(options))
         made.use_downstream_protocol_config.http2_protocol_options.CopyFrom(_http2(options))
     elif options.version is HttpVersion.AUTO:
         made.auto_config.http2_protocol_options.CopyFrom(_http2(options))
     else:
-        made.explicit_http_config.http_protocol_options.SetInParent()
+        made.explicit_http_config.http_protocol_options.CopyFrom(_http1(options))
     return pack(made)
 
 
@@ -348,6 +362,8 @@ def build_cluster(cluster: Cluster) -> Any:
         made.respect_dns_ttl = cluster.respect_dns_ttl
         if cluster.dns_refresh_s is not None:
             made.dns_refresh_rate.CopyFrom(duration(cluster.dns_refresh_s))
+    if cluster.buffer_limit is not None:
+        made.per_connection_buffer_limit_bytes.value = cluster.buffer_limit
     if cluster.original_dst_header:
         made.original_dst_lb_config.use_http_header = True
         made.original_dst_lb_config.http_header_name = cluster.original_dst_header

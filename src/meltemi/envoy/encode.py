@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from meltemi.envoy.clusters import build_cluster
 from meltemi.envoy.listeners import build_listener
 from meltemi.envoy.name_table import name_table_resource
-from meltemi.envoy.patching import patch_clusters, patch_listeners, patch_routes, patched_kinds
+from meltemi.envoy.patch_edit import PatchRecord
+from meltemi.envoy.patching import (
+    extension_configs,
+    patch_clusters,
+    patch_listeners,
+    patch_routes,
+    patched_kinds,
+)
 from meltemi.envoy.routes import build_route_config, route_config_bytes
 from meltemi.envoy.secrets import build_secret
 from meltemi.ir.cluster import Cluster
@@ -20,7 +27,7 @@ from meltemi.ir.proxy import ProxyIR
 from meltemi.ir.route import RouteConfig
 from meltemi.ir.secret import Secret
 from meltemi.ir.value import per_value
-from meltemi.model.names import CDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.names import CDS_TYPE, ECDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
 from meltemi.model.resource import Resource, resource_of
 
 
@@ -46,19 +53,24 @@ def _secret(secret: Secret) -> Resource:
     return resource_of(secret.name, build_secret(secret).SerializeToString(deterministic=True))
 
 
-def encode(ir: ProxyIR) -> Mapping[str, tuple[Resource, ...]]:
-    """Resources by type URL: clusters, listeners, routes, secrets and names. Endpoints have ``encode_endpoints``."""
+def encode(ir: ProxyIR, record: PatchRecord | None = None) -> Mapping[str, tuple[Resource, ...]]:
+    """Resources by type URL: clusters, listeners, routes, filters, secrets and names. Endpoints have ``encode_endpoints``.
+
+    ``record`` learns which EnvoyFilter patches had an effect, and which could not be applied.
+    """
+    record = PatchRecord() if record is None else record
     kinds = patched_kinds(ir.patches)
     if "cluster" in kinds:
-        clusters = patch_clusters([build_cluster(c) for c in ir.clusters], ir)
+        clusters = patch_clusters([build_cluster(c) for c in ir.clusters], ir, record)
     else:
         clusters = tuple(_cluster(cluster) for cluster in ir.clusters)
     if "listener" in kinds:
-        listeners = patch_listeners([build_listener(entry) for entry in ir.listeners], ir)
+        built = [build_listener(entry) for entry in ir.listeners]
+        listeners = patch_listeners(built, ir, record)
     else:
         listeners = tuple(_listener(listener) for listener in ir.listeners)
     if "route" in kinds:
-        routes = patch_routes([build_route_config(config) for config in ir.routes], ir)
+        routes = patch_routes([build_route_config(config) for config in ir.routes], ir, record)
     else:
         routes = tuple(_route(config) for config in ir.routes)
     return {
@@ -67,4 +79,5 @@ def encode(ir: ProxyIR) -> Mapping[str, tuple[Resource, ...]]:
         RDS_TYPE: routes,
         SDS_TYPE: tuple(_secret(secret) for secret in ir.secrets),
         NDS_TYPE: (name_table_resource(ir.names),) if ir.names is not None else (),
+        ECDS_TYPE: extension_configs(ir, record) if "extension" in kinds else (),
     }

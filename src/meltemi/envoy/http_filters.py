@@ -98,8 +98,8 @@ def _resolve(_: ir.ResolveName) -> tuple[str, Any]:
     return "envoy.filters.http.dynamic_forward_proxy", by_name_filter()
 
 
-def _router(_: ir.Router) -> tuple[str, Any]:
-    return "envoy.filters.http.router", router_pb2.Router()
+def _router(router: ir.Router) -> tuple[str, Any]:
+    return "envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=router.quiet)
 
 
 _BUILDERS: dict[type, Callable[[Any], tuple[str, Any]]] = {

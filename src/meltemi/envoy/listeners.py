@@ -31,8 +31,14 @@ from envoy.type.v3 import hash_policy_pb2, range_pb2
 from google.protobuf import any_pb2
 
 from meltemi.envoy.access_logs import build_access_logs
-from meltemi.envoy.anys import duration, maybe_duration, pack, uint32
+from meltemi.envoy.anys import (
+    duration,
+    maybe_duration,
+    pack,
+    uint32,
+)
 from meltemi.envoy.dynamic_dns import by_sni_filter
+from meltemi.envoy.header_case import preserved_header_case
 from meltemi.envoy.http_filters import build_http_filter
 from meltemi.envoy.rbac import tcp_ext_authz, tcp_rbac
 from meltemi.envoy.routes import build_route_config
@@ -84,8 +90,6 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
         http_filters=[build_http_filter(entry) for entry in manager.filters],
         access_log=build_access_logs(manager.access_logs),
         server_name=manager.server_name,
-        stream_idle_timeout=maybe_duration(manager.stream_idle_timeout_s),
-        request_headers_timeout=maybe_duration(manager.request_headers_timeout_s),
         xff_num_trusted_hops=manager.trusted_hops,
         merge_slashes=manager.merge_slashes,
         strip_any_host_port=manager.strip_host_port,
@@ -93,7 +97,8 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
         preserve_external_request_id=manager.preserve_request_id,
     )
     made.use_remote_address.value = manager.use_remote_address
-    made.generate_request_id.value = True
+    made.generate_request_id.value = manager.generate_request_id
+    made.append_x_forwarded_port = manager.append_forwarded_port
     made.normalize_path.value = manager.normalize_path
     if manager.rds:
         made.rds.route_config_name = manager.rds
@@ -109,22 +114,20 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
             manager.forward_client_cert
         )
         details = made.set_current_client_cert_details
-        details.subject.value = True
-        details.uri = True
-        details.dns = True
-        details.cert = manager.forward_whole_cert
+        details.subject.value = "subject" in manager.client_cert_details
+        for name in ("cert", "chain", "dns", "uri"):
+            setattr(details, name, name in manager.client_cert_details)
     if manager.escaped_slashes:
         made.path_with_escaped_slashes_action = _Hcm.PathWithEscapedSlashesAction.Value(
             manager.escaped_slashes
         )
+    _timeouts(made, manager)
+    if manager.preserve_header_case:
+        made.http_protocol_options.header_key_format.CopyFrom(preserved_header_case())
     if manager.underscores:
         made.common_http_protocol_options.headers_with_underscores_action = (
             protocol_pb2.HttpProtocolOptions.HeadersWithUnderscoresAction.Value(manager.underscores)
         )
-    if manager.idle_timeout_s is not None:
-        made.common_http_protocol_options.idle_timeout.CopyFrom(duration(manager.idle_timeout_s))
-    if manager.max_concurrent_streams is not None:
-        made.http2_protocol_options.max_concurrent_streams.value = manager.max_concurrent_streams
     if manager.http10:
         made.http_protocol_options.accept_http_10 = True
     if manager.tracing is not None:
@@ -134,6 +137,29 @@ def build_http_manager(manager: ir.HttpManager) -> Any:
     if manager.websocket:
         made.upgrade_configs.add(upgrade_type="websocket")
     return made
+
+
+def _timeouts(made: Any, manager: ir.HttpManager) -> None:
+    """Times and sizes, each left to Envoy's own default where it is None."""
+    common = made.common_http_protocol_options
+    for target, name, seconds in (
+        (made, "stream_idle_timeout", manager.stream_idle_timeout_s),
+        (made, "request_timeout", manager.request_timeout_s),
+        (made, "request_headers_timeout", manager.request_headers_timeout_s),
+        (made, "drain_timeout", manager.drain_timeout_s),
+        (common, "idle_timeout", manager.idle_timeout_s),
+        (common, "max_connection_duration", manager.max_connection_duration_s),
+        (common, "max_stream_duration", manager.max_stream_duration_s),
+    ):
+        if seconds is not None:
+            getattr(target, name).CopyFrom(duration(seconds))
+    for name, amount in (
+        ("max_concurrent_streams", manager.max_concurrent_streams),
+        ("initial_stream_window_size", manager.h2_stream_window),
+        ("initial_connection_window_size", manager.h2_connection_window),
+    ):
+        if amount is not None:
+            getattr(made.http2_protocol_options, name).value = amount
 
 
 def build_tcp_proxy(proxy: ir.TcpProxy) -> Any:
@@ -300,6 +326,8 @@ def build_listener(listener: ir.Listener) -> Any:
     )
     for address in listener.extra_addresses:
         made.additional_addresses.add(address=socket_address(address, listener.port))
+    if listener.buffer_limit is not None:
+        made.per_connection_buffer_limit_bytes.value = listener.buffer_limit
     if not listener.bind_to_port:
         made.bind_to_port.value = False
     if listener.use_original_dst:

@@ -18,15 +18,20 @@ def context_holds(match: PatchMatch, context: str) -> bool:
     return match.context in ("ANY", "", context)
 
 
+def added_here(match: PatchMatch, gateway: bool) -> bool:
+    """Whether ADD of a whole resource concerns this kind of proxy."""
+    if gateway:
+        return context_holds(match, "GATEWAY")
+    return match.context not in ("GATEWAY", "WAYPOINT")
+
+
 def listener_holds(match: PatchMatch, listener: Any) -> bool:
     """Name and port of a listener. virtualInbound stands for all inbound ports; chains narrow them."""
     if match.listener and match.listener != listener.name:
         return False
-    if not match.listener_port:
+    if not match.listener_ports or listener.name == VIRTUAL_INBOUND:
         return True
-    if listener.name == VIRTUAL_INBOUND:
-        return True
-    return bool(listener.address.socket_address.port_value == match.listener_port)
+    return listener.address.socket_address.port_value in match.listener_ports
 
 
 def chain_holds(match: PatchMatch, listener: Any, chain: Any) -> bool:
@@ -42,8 +47,11 @@ def chain_holds(match: PatchMatch, listener: Any, chain: Any) -> bool:
         protocols = {entry.strip() for entry in match.chain_protocols.split(",")}
         if not protocols <= set(wanted.application_protocols):
             return False
-    port = match.chain_port or (match.listener_port if listener.name == VIRTUAL_INBOUND else 0)
-    return not port or wanted.destination_port.value == port
+    if match.chain_port and match.chain_port != wanted.destination_port.value:
+        return False
+    if listener.name != VIRTUAL_INBOUND or not match.inbound_ports:
+        return True
+    return wanted.destination_port.value in match.inbound_ports
 
 
 _SHORT = {
@@ -64,17 +72,20 @@ def route_config_holds(match: PatchMatch, config: Any, gateway: bool) -> bool:
     """Name, port and gateway of a route table."""
     if match.route_config and match.route_config != config.name:
         return False
+    parts = config.name.split(".")
     if match.route_port:
-        parts = config.name.split(".")
         port = parts[1] if gateway and len(parts) > 1 else config.name.rpartition(":")[2]
         if str(match.route_port) != port:
             return False
-    if match.route_gateway and gateway:
+    if not gateway:
+        # Names of ports and gateways are only those of gateways (Istio's reference).
+        return not match.route_gateway
+    if parts[0] == "https" and len(parts) >= 5:
         namespace, _, name = match.route_gateway.rpartition("/")
-        parts = config.name.split(".")
-        if parts[0] == "https" and len(parts) >= 5:
-            return parts[-2] == name and (not namespace or parts[-1] == namespace)
-    return True
+        if match.route_port_name and match.route_port_name != ".".join(parts[2:-2]):
+            return False
+        return not name or (parts[-2] == name and namespace in ("", parts[-1]))
+    return not match.gateway_ports or (len(parts) > 1 and parts[1] in map(str, match.gateway_ports))
 
 
 def virtual_host_holds(match: PatchMatch, host: Any) -> bool:

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from google.protobuf import any_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import any_pb2
 
 from meltemi.envoy.anys import pack
-
-
-def message_for(name: str) -> Any:
-    """An empty message of a full name, or None when the installed types have none."""
-    try:
-        descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
-    except KeyError:
-        return None
-    return message_factory.GetMessageClass(descriptor)()
-
-
-def parse(body: str, target: Any) -> Any:
-    """A JSON value as a message of ``target``'s type. Raises ``json_format.ParseError`` on wrong fields."""
-    made = type(target)()
-    json_format.Parse(body, made, descriptor_pool=descriptor_pool.Default())
-    return made
+from meltemi.kit.messages import message_for
 
 
 def merge(base: Any, patch: Any, *, replace_lists: bool = False) -> None:
@@ -94,41 +78,3 @@ def unpack(value: any_pb2.Any) -> Any:
     if made is not None:
         made.ParseFromString(value.value)
     return made
-
-
-def load_types(body: str) -> None:
-    """Import the modules of all types that a value names, so that its Any parts can be parsed."""
-    for name in _type_names(json.loads(body)):
-        if message_for(name) is None:
-            _import_type(name)
-
-
-def _type_names(document: Any) -> set[str]:
-    found: set[str] = set()
-    if isinstance(document, dict):
-        kind = document.get("@type")
-        if isinstance(kind, str):
-            found.add(kind.rpartition("/")[2])
-        for inner in document.values():
-            found |= _type_names(inner)
-    elif isinstance(document, list):
-        for inner in document:
-            found |= _type_names(inner)
-    return found
-
-
-def _import_type(name: str) -> None:
-    """Load the generated module of a type by its package: ``envoy.extensions...v3.Lua`` -> ``...v3.*_pb2``."""
-    import importlib
-    import pkgutil
-
-    package = name.rpartition(".")[0]
-    if not package.startswith(("envoy.", "udpa.", "xds.")):
-        return
-    try:
-        parent = importlib.import_module(package)
-        for entry in pkgutil.iter_modules(parent.__path__):
-            if entry.name.endswith("_pb2"):
-                importlib.import_module(f"{package}.{entry.name}")
-    except (ImportError, AttributeError):
-        return

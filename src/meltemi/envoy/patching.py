@@ -1,32 +1,33 @@
-"""EnvoyFilter patches on clusters and route tables; listeners have ``patch_listeners``.
+"""EnvoyFilter patches on clusters, route tables and filters that are delivered by name; listeners have ``patch_listeners``.
 
-In: messages of one proxy class and its patches. Out: resources. A patch whose value is no legal configuration is left
-out and the others are applied: validation told the user, and one bad patch must not stop a proxy.
+In: messages of one proxy class, its patches and the record of what came of them. Out: resources.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import extension_pb2
 from envoy.config.route.v3 import route_components_pb2
-from google.protobuf import json_format
 
+from meltemi.envoy.patch_edit import MERGES, Editor, PatchRecord
 from meltemi.envoy.patch_listeners import patched_listeners
 from meltemi.envoy.patch_match import (
+    added_here,
     cluster_holds,
     context_holds,
     route_config_holds,
     route_holds,
     virtual_host_holds,
 )
-from meltemi.envoy.patch_merge import load_types, merge, parse
 from meltemi.ir.patch import Patch
 from meltemi.ir.proxy import ProxyIR
 from meltemi.model.resource import Resource, resource_of
 
-_KINDS = {
+KINDS = {
     "CLUSTER": "cluster",
     "LISTENER": "listener",
     "FILTER_CHAIN": "listener",
@@ -36,25 +37,15 @@ _KINDS = {
     "ROUTE_CONFIGURATION": "route",
     "VIRTUAL_HOST": "route",
     "HTTP_ROUTE": "route",
+    "EXTENSION_CONFIG": "extension",
 }
-MERGES = ("MERGE", "MERGE_AND_REPLACE_LIST")
-_INSERTS = ("ADD", "INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST")
 
 
 def patched_kinds(patches: Iterable[Patch]) -> frozenset[str]:
-    """Which of cluster, listener and route any patch touches."""
-    found = {_KINDS[patch.apply_to] for patch in patches if patch.apply_to in _KINDS}
+    """Which of cluster, listener, route and extension any patch touches."""
+    found = {KINDS[patch.apply_to] for patch in patches if patch.apply_to in KINDS}
     # Inbound route tables are inside their listeners.
     return frozenset(found | {"listener"} if "route" in found else found)
-
-
-def value_of(patch: Patch, target: Any) -> Any:
-    """The patch's value as a message like ``target``, or None when it is not one."""
-    try:
-        load_types(patch.body)
-        return parse(patch.body, target)
-    except (json_format.ParseError, ValueError, TypeError):
-        return None
 
 
 def to_resources(messages: Iterable[Any]) -> tuple[Resource, ...]:
@@ -65,98 +56,55 @@ def to_resources(messages: Iterable[Any]) -> tuple[Resource, ...]:
     )
 
 
-def _apply_merge(patch: Patch, message: Any) -> None:
-    value = value_of(patch, message)
-    if value is not None:
-        merge(message, value, replace_lists=patch.operation == "MERGE_AND_REPLACE_LIST")
-
-
-def patch_clusters(clusters: list[Any], ir: ProxyIR) -> tuple[Resource, ...]:
-    """Clusters with their patches: REMOVE, MERGE, then ADD."""
-    current = list(clusters)
+def patch_clusters(clusters: list[Any], ir: ProxyIR, record: PatchRecord) -> tuple[Resource, ...]:
+    """Clusters with their patches, in order."""
+    current, editor = list(clusters), Editor(record)
     for patch in ir.patches:
         if patch.apply_to != "CLUSTER":
             continue
-        if patch.operation == "REMOVE":
-            current = [c for c in current if not cluster_holds(patch.match, c, ir.gateway)]
-        elif patch.operation in MERGES:
-            for cluster in current:
-                if cluster_holds(patch.match, cluster, ir.gateway):
-                    _apply_merge(patch, cluster)
-        elif patch.operation == "ADD" and _add_context(patch, ir.gateway):
-            made = value_of(patch, cluster_pb2.Cluster())
-            if made is not None and all(made.name != cluster.name for cluster in current):
-                current.append(made)
+        if patch.operation in ("REMOVE", *MERGES):
+            editor.edit(
+                current,
+                patch,
+                partial(cluster_holds, patch.match, gateway=ir.gateway),
+                anchored=True,
+                empty=cluster_pb2.Cluster(),
+            )
+        elif patch.operation == "ADD" and added_here(patch.match, ir.gateway):
+            editor.add_named(current, patch, cluster_pb2.Cluster())
+        elif patch.operation != "ADD":
+            record.problem(
+                patch, f"clusters know no operation {patch.operation}", "use ADD, MERGE or REMOVE"
+            )
     return to_resources(current)
 
 
-def _add_context(patch: Patch, gateway: bool) -> bool:
-    if gateway:
-        return context_holds(patch.match, "GATEWAY")
-    return patch.match.context != "GATEWAY"
+def extension_configs(ir: ProxyIR, record: PatchRecord) -> tuple[Resource, ...]:
+    """Filters that HTTP_FILTER patches refer to by name (``config_discovery``)."""
+    found: list[Any] = []
+    editor = Editor(record)
+    for patch in ir.patches:
+        if patch.apply_to != "EXTENSION_CONFIG":
+            continue
+        if patch.operation != "ADD":
+            text = f"filters that are delivered by name know no operation {patch.operation}"
+            record.problem(patch, text, "use ADD")
+        elif added_here(patch.match, ir.gateway):
+            editor.add_named(found, patch, extension_pb2.TypedExtensionConfig())
+    return to_resources(found)
 
 
-def insert(entries: Any, patch: Patch, made: Any, holds: Any, *, anchored: bool) -> None:
-    """Insert ``made`` into a repeated field where the patch says.
-
-    ``holds`` tells whether an entry is the anchor; without one (``anchored`` False) ADD appends and the others go first.
-    """
-    position: int | None = None
-    if patch.operation == "ADD":
-        position = len(entries)
-    elif patch.operation == "INSERT_FIRST" or not anchored:
-        position = 0 if patch.operation != "INSERT_AFTER" else len(entries)
-    else:
-        for index, entry in enumerate(entries):
-            if holds(entry):
-                position = index + (1 if patch.operation == "INSERT_AFTER" else 0)
-                break
-    if position is None:
-        return
-    kept = list(entries)
-    kept.insert(position, made)
-    _replace(entries, kept)
-
-
-def _replace(entries: Any, kept: list[Any]) -> None:
-    """Set the content of a repeated message field."""
-    copies = []
-    for entry in kept:
-        copy = type(entry)()
-        copy.CopyFrom(entry)
-        copies.append(copy)
-    del entries[:]
-    entries.extend(copies)
-
-
-def edit(entries: Any, patch: Patch, holds: Any, *, anchored: bool, empty: Any) -> None:
-    """Apply a patch to the entries of a repeated field: remove, merge, replace or insert."""
-    if patch.operation == "REMOVE":
-        _replace(entries, [entry for entry in entries if not holds(entry)])
-    elif patch.operation in MERGES:
-        for entry in entries:
-            if holds(entry):
-                _apply_merge(patch, entry)
-    elif patch.operation == "REPLACE":
-        made = value_of(patch, empty)
-        if made is not None:
-            for entry in entries:
-                if holds(entry):
-                    entry.CopyFrom(made)
-    elif patch.operation in _INSERTS:
-        made = value_of(patch, empty)
-        if made is not None:
-            insert(entries, patch, made, holds, anchored=anchored)
-
-
-def _patch_route_config(patch: Patch, config: Any) -> None:
+def _patch_route_config(patch: Patch, config: Any, editor: Editor) -> None:
     match = patch.match
     if patch.apply_to == "ROUTE_CONFIGURATION":
         if patch.operation in MERGES:
-            _apply_merge(patch, config)
+            editor.merge(patch, config)
+        else:
+            text = f"route configurations know no operation {patch.operation}"
+            editor.record.problem(patch, text, "use MERGE")
         return
     if patch.apply_to == "VIRTUAL_HOST":
-        edit(
+        editor.edit(
             config.virtual_hosts,
             patch,
             lambda host: virtual_host_holds(match, host),
@@ -166,7 +114,7 @@ def _patch_route_config(patch: Patch, config: Any) -> None:
         return
     for host in config.virtual_hosts:
         if virtual_host_holds(match, host):
-            edit(
+            editor.edit(
                 host.routes,
                 patch,
                 lambda route: route_holds(match, route),
@@ -175,23 +123,26 @@ def _patch_route_config(patch: Patch, config: Any) -> None:
             )
 
 
-def patch_route_config(config: Any, patches: Iterable[Patch], context: str) -> None:
+def patch_route_config(
+    config: Any, patches: Iterable[Patch], context: str, record: PatchRecord
+) -> None:
     """Apply the route patches to one table, in place."""
+    editor = Editor(record)
     for patch in patches:
-        if _KINDS.get(patch.apply_to) != "route" or not context_holds(patch.match, context):
+        if KINDS.get(patch.apply_to) != "route" or not context_holds(patch.match, context):
             continue
         if route_config_holds(patch.match, config, context == "GATEWAY"):
-            _patch_route_config(patch, config)
+            _patch_route_config(patch, config, editor)
 
 
-def patch_routes(configs: list[Any], ir: ProxyIR) -> tuple[Resource, ...]:
+def patch_routes(configs: list[Any], ir: ProxyIR, record: PatchRecord) -> tuple[Resource, ...]:
     """Route tables with their patches."""
     context = "GATEWAY" if ir.gateway else "SIDECAR_OUTBOUND"
     for config in configs:
-        patch_route_config(config, ir.patches, context)
+        patch_route_config(config, ir.patches, context, record)
     return to_resources(configs)
 
 
-def patch_listeners(listeners: list[Any], ir: ProxyIR) -> tuple[Resource, ...]:
+def patch_listeners(listeners: list[Any], ir: ProxyIR, record: PatchRecord) -> tuple[Resource, ...]:
     """Listeners with their patches."""
-    return to_resources(patched_listeners(listeners, ir, edit, patch_route_config))
+    return to_resources(patched_listeners(listeners, ir, record, patch_route_config))

@@ -218,6 +218,7 @@ def _forward(made: Any, action: Forward) -> None:
         route.regex_rewrite.substitution = substitution
     if action.host_rewrite:
         route.host_rewrite_literal = action.host_rewrite
+        route.append_x_forwarded_host = action.forwarded_host
     for mirror in action.mirrors:
         route.request_mirror_policies.add(
             cluster=mirror.cluster,

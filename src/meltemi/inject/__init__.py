@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import jsonpatch
 from meltemi.inject.decision import Decision, decide
 from meltemi.inject.pod import inject_pod
 from meltemi.inject.settings import InjectionConfig, parse_injection_config
+from meltemi.model.config import AnyConfig
 from meltemi.model.mesh import MeshConfig
 
 __all__ = [
@@ -61,11 +62,12 @@ def inject(
     config: InjectionConfig,
     mesh: MeshConfig,
     url_values: Mapping[str, str] | None = None,
+    proxy_configs: Iterable[AnyConfig] = (),
 ) -> InjectionResult:
     """Decide on the pod of an AdmissionReview's ``request`` and build its patch.
 
-    ``url_values`` are the key/value pairs of the webhook's path (``/inject/cluster/c1/net/n1``). Total: bad
-    input of a user is an ``error`` or a warning. Injecting an injected pod changes nothing.
+    ``url_values`` are the key/value pairs of the webhook's path (``/inject/cluster/c1/net/n1``), ``proxy_configs`` the
+    mesh's ProxyConfig objects. Total: bad input of a user is an ``error`` or a warning. Injecting an injected pod changes nothing.
     """
     pod = request.get("object")
     if not isinstance(pod, Mapping):
@@ -76,7 +78,7 @@ def inject(
     decision = decide(pod, namespace, namespace_labels, config)
     if not decision.inject:
         return InjectionResult(None, decision.reason, decision.warnings)
-    made = inject_pod(pod, namespace, config, mesh, url_values)
+    made = inject_pod(pod, namespace, config, mesh, url_values, proxy_configs)
     warnings = (*decision.warnings, *made.warnings)
     if made.pod is None:
         error = "the proxy cannot be injected: " + "; ".join(made.errors)

@@ -9,26 +9,27 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import yaml
 
+from meltemi.config.encode import as_json
+from meltemi.config.proxy_config import ANNOTATION as PROXY_CONFIG
+from meltemi.config.proxy_config import overlay, with_objects
 from meltemi.config.reader import Report, decode_spec
 from meltemi.inject.settings import InjectionConfig
 from meltemi.model.config import Config, Meta
 from meltemi.model.mesh import ProxyConfig
+from meltemi.model.topology import ProxyConfigSpec
 
 SIDECAR = "sidecar.istio.io/"
 TRAFFIC = "traffic.sidecar.istio.io/"
 STATUS_PORT = "status.sidecar.istio.io/port"
 READINESS = "readiness.status.sidecar.istio.io/"
-PROXY_CONFIG = "proxy.istio.io/config"
 _QUANTITY = re.compile(r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")
 _LEVELS = ("trace", "debug", "info", "warning", "warn", "error", "critical", "off")
-_DURATIONS = ("drainDuration", "terminationDrainDuration", "fileFlushInterval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +147,6 @@ class _Annotations:
         return tuple(value)
 
 
-def render_proxy_config(mesh: ProxyConfig) -> dict[str, Any]:
-    """The mesh's settings as JSON, without what equals the defaults; durations in text."""
-    found: dict[str, Any] = msgspec.to_builtins(mesh)
-    found = {key: value for key, value in found.items() if value not in ({}, [], ())}
-    for key in _DURATIONS:
-        if isinstance(found.get(key), float):
-            found[key] = f"{found[key]:g}s"
-    return found
-
-
 def _merge_config(
     base: dict[str, Any], annotations: _Annotations, warnings: list[str]
 ) -> dict[str, Any]:
@@ -176,11 +167,7 @@ def _merge_config(
     for finding in report.findings:
         tail = f" ({finding.remedy})" if finding.remedy else ""
         sink.append(f"annotation {PROXY_CONFIG}: {finding.origin.path} {finding.text}{tail}")
-    merged = {**base, **value}
-    for key in ("proxyMetadata", "runtimeValues"):  # maps merge by key, all else is replaced
-        if isinstance(base.get(key), dict) and isinstance(value.get(key), dict):
-            merged[key] = {**base[key], **value[key]}
-    return merged
+    return overlay(base, value)
 
 
 def _resources(annotations: _Annotations, config: InjectionConfig) -> Mapping[str, Any]:
@@ -207,12 +194,16 @@ def _image(annotations: _Annotations, config: InjectionConfig, proxy: Mapping[st
 
 
 def read_annotations(
-    values: Mapping[str, str], config: InjectionConfig, mesh: ProxyConfig, merge_metrics: bool
+    values: Mapping[str, str],
+    config: InjectionConfig,
+    mesh: ProxyConfig,
+    merge_metrics: bool,
+    objects: Iterable[ProxyConfigSpec] = (),
 ) -> tuple[PodSettings, list[str], list[str]]:
-    """The settings, errors that refuse the pod, and warnings."""
+    """The settings, errors that refuse the pod, and warnings. ``objects`` are the ProxyConfigs that concern it."""
     read = _Annotations(values)
     warnings: list[str] = []
-    proxy = _merge_config(render_proxy_config(mesh), read, warnings)
+    proxy = with_objects(_merge_config(as_json(mesh), read, warnings), objects)
     mode = str(proxy.get("interceptionMode") or "REDIRECT")
     mode = read.choice(f"{SIDECAR}interceptionMode", mode, ("REDIRECT", "TPROXY", "NONE"))
     if mode == "TPROXY":

@@ -7,10 +7,11 @@ The input is never changed. Built-in templates are ``sidecar`` and ``gateway``; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meltemi.config.proxy_config import proxy_config_objects
 from meltemi.inject import containers as build
 from meltemi.inject.annotations import PodSettings, read_annotations
 from meltemi.inject.decision import REVISION, STATUS
@@ -18,6 +19,7 @@ from meltemi.inject.overlay import fill_template, merge, merge_container
 from meltemi.inject.probes import rewrite_probes
 from meltemi.inject.settings import InjectionConfig
 from meltemi.inject.workload import Workload, find_workload
+from meltemi.model.config import AnyConfig
 from meltemi.model.mesh import MeshConfig
 
 TEMPLATES = "inject.istio.io/templates"
@@ -43,14 +45,18 @@ def inject_pod(
     config: InjectionConfig,
     mesh: MeshConfig,
     url_values: Mapping[str, str] | None = None,
+    proxy_configs: Iterable[AnyConfig] = (),
 ) -> InjectedPod:
     """The pod with its proxy. ``url_values`` are those of the webhook's path (``cluster``, ``net``)."""
     metadata = dict(pod.get("metadata") or {})
     spec = dict(pod.get("spec") or {})
     annotations = {**config.injected_annotations, **(metadata.get("annotations") or {})}
     names, errors = _templates(annotations, config)
+    objects = proxy_config_objects(
+        proxy_configs, namespace, metadata.get("labels") or {}, mesh.root_namespace
+    )
     settings, wrong, warnings = read_annotations(
-        annotations, config, mesh.default_config, mesh.enable_prometheus_merge
+        annotations, config, mesh.default_config, mesh.enable_prometheus_merge, objects
     )
     errors += wrong
     if errors:

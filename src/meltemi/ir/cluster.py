@@ -67,6 +67,7 @@ class HttpOptions:
     h2_keepalive_timeout_s: float | None = None
     auto_sni: bool = False  # SNI from the request's host
     auto_san: bool = False  # and the certificate must be for it
+    preserve_header_case: bool = False  # of HTTP/1.1
     error_codes: tuple[int, ...] = ()  # statuses that outlier detection counts; empty: 5xx
 
 
@@ -165,6 +166,7 @@ class Cluster:
     socket_mark: int = 0
     tcp_idle_timeout_s: float | None = None
     proxy_protocol: int = 0  # 1 or 2: send a PROXY header
+    buffer_limit: int | None = None  # bytes per connection
     original_dst_header: str = ""
     original_dst_port: int = 0  # instead of the port that was called
     service: tuple[str, str, str] | None = None

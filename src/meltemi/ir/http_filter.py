@@ -46,7 +46,9 @@ class ResolveName:
 
 @value
 class Router:
-    """The last filter."""
+    """The last filter. ``quiet``: it adds no x-envoy headers."""
+
+    quiet: bool = False
 
 
 HttpFilter = (

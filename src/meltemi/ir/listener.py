@@ -37,13 +37,12 @@ class HttpManager:
     forward_client_cert: str = (
         ""  # SANITIZE | APPEND_FORWARD | SANITIZE_SET | FORWARD_ONLY | ALWAYS_FORWARD_ONLY
     )
-    forward_whole_cert: bool = False  # the certificate itself beside its names
     server_name: str = "istio-envoy"
     server_header: str = ""  # '' overwrites; APPEND_IF_ABSENT or PASS_THROUGH
     normalize_path: bool = False
     merge_slashes: bool = False
     escaped_slashes: str = ""  # UNESCAPE_AND_FORWARD for DECODE_AND_MERGE_SLASHES
-    underscores: str = ""  # '' allows; REJECT_REQUEST
+    underscores: str = ""  # '' allows; REJECT_REQUEST or DROP_HEADER
     strip_trailing_host_dot: bool = False
     strip_host_port: bool = False
     http10: bool = False
@@ -53,6 +52,17 @@ class HttpManager:
     max_concurrent_streams: int | None = None
     preserve_request_id: bool = False
     websocket: bool = True
+    # What is told of the client's certificate; cert and chain are the others.
+    client_cert_details: tuple[str, ...] = ("subject", "dns", "uri")
+    generate_request_id: bool = True
+    preserve_header_case: bool = False  # of HTTP/1.1
+    append_forwarded_port: bool = False
+    max_connection_duration_s: float | None = None
+    max_stream_duration_s: float | None = None
+    request_timeout_s: float | None = None
+    drain_timeout_s: float | None = None
+    h2_stream_window: int | None = None
+    h2_connection_window: int | None = None
     tracing: Tracing | None = None
     origins: Origins = origins_field()
 
@@ -149,5 +159,6 @@ class Listener:
     inspection: Inspection = Inspection()
     access_logs: tuple[AccessLog, ...] = ()
     extra_addresses: tuple[str, ...] = ()
+    buffer_limit: int | None = None  # bytes per connection
     pod_only: str = ""  # the pod address for which this listener must be left out
     origins: Origins = origins_field()

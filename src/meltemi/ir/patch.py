@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from meltemi.ir.value import Origins, Pairs, origins_field, value
+from meltemi.ir.value import Origins, origins_field, value
 
 
 @value
 class PatchMatch:
-    """Where a patch applies; empty fields do not restrict."""
+    """Where a patch applies; empty fields do not restrict.
+
+    Names of ports and gateways are resolved: ``listener_ports`` (of outbound and gateway listeners), ``inbound_ports`` (of
+    the workload) and ``gateway_ports`` (plaintext route tables of the gateway) are numbers; (-1,) is none at all.
+    """
 
     context: str = "ANY"
     listener: str = ""
-    listener_port: int = 0
+    listener_ports: tuple[int, ...] = ()
+    inbound_ports: tuple[int, ...] = ()
     listener_filter: str = ""
     chain: str = ""
     chain_sni: str = ""
@@ -22,7 +27,9 @@ class PatchMatch:
     sub_filter: str = ""
     route_config: str = ""
     route_port: int = 0
+    route_port_name: str = ""
     route_gateway: str = ""
+    gateway_ports: tuple[int, ...] = ()
     vhost: str = ""
     vhost_domain: str = ""
     route: str = ""
@@ -42,5 +49,5 @@ class Patch:
     match: PatchMatch
     body: str = "{}"
     filter_class: str = ""
-    metadata: Pairs = ()
+    filter: str = ""  # the EnvoyFilter, "namespace/name"
     origins: Origins = origins_field()

@@ -143,6 +143,7 @@ class Forward:
     mirrors: tuple[Mirror, ...] = ()
     hashes: tuple[HashPolicy, ...] = ()
     websocket: bool = False
+    forwarded_host: bool = False  # a host that is rewritten is told in X-Forwarded-Host
 
 
 @value

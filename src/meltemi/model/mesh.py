@@ -95,6 +95,16 @@ class TopologyProxyProtocol(Spec, frozen=True):
     """Accept the PROXY protocol on gateways."""
 
 
+ForwardClientCert = Literal[
+    "UNDEFINED",
+    "SANITIZE",
+    "FORWARD_ONLY",
+    "APPEND_FORWARD",
+    "SANITIZE_SET",
+    "ALWAYS_FORWARD_ONLY",
+]
+
+
 class Topology(Spec, frozen=True):
     """What stands in front of gateways.
 
@@ -102,14 +112,7 @@ class Topology(Spec, frozen=True):
     """
 
     num_trusted_proxies: UInt32 = 0
-    forward_client_cert_details: Literal[
-        "UNDEFINED",
-        "SANITIZE",
-        "FORWARD_ONLY",
-        "APPEND_FORWARD",
-        "SANITIZE_SET",
-        "ALWAYS_FORWARD_ONLY",
-    ] = "UNDEFINED"
+    forward_client_cert_details: ForwardClientCert = "UNDEFINED"
     proxy_protocol: TopologyProxyProtocol | None = None
 
 
@@ -161,7 +164,7 @@ class EnabledHeader(Spec, frozen=True):
 class ProxyHeaders(Spec, frozen=True):
     """Headers that the proxy adds by itself."""
 
-    forwarded_client_cert: str = "UNDEFINED"
+    forwarded_client_cert: ForwardClientCert = "UNDEFINED"
     set_current_client_cert_details: SetCurrentClientCertDetails | None = None
     request_id: DisabledHeader | None = None
     server: DisabledHeader | None = None
@@ -171,6 +174,44 @@ class ProxyHeaders(Spec, frozen=True):
     preserve_http1_header_case: bool | None = None
     x_forwarded_host: EnabledHeader | None = None
     x_forwarded_port: EnabledHeader | None = None
+
+
+class ConnectionSettings(Spec, frozen=True):
+    """Buffers, timeouts and limits of the connections that a proxy accepts.
+
+    profile: EDGE gives gateways the settings that Envoy recommends at an edge; fields that are set win over it.
+    cluster_per_connection_buffer_limit_bytes: Of the connections that the proxy makes.
+    global_downstream_connection_limit: Of the whole proxy, from its start.
+    """
+
+    profile: Literal["UNSPECIFIED", "SIDECAR", "EDGE"] = "UNSPECIFIED"
+    listener_per_connection_buffer_limit_bytes: UInt32 | None = None
+    cluster_per_connection_buffer_limit_bytes: UInt32 | None = None
+    http_idle_timeout: Duration | None = None
+    http_max_connection_duration: Duration | None = None
+    http_max_stream_duration: Duration | None = None
+    http_stream_idle_timeout: Duration | None = None
+    http_request_timeout: Duration | None = None
+    http_request_headers_timeout: Duration | None = None
+    http_drain_timeout: Duration | None = None
+    http_max_concurrent_streams: UInt32 | None = None
+    http2_initial_stream_window_size: UInt32 | None = None
+    http2_initial_connection_window_size: UInt32 | None = None
+    http_headers_with_underscores_action: Literal[
+        "HEADERS_WITH_UNDERSCORES_UNSPECIFIED",
+        "HEADERS_WITH_UNDERSCORES_ALLOW",
+        "HEADERS_WITH_UNDERSCORES_REJECT_REQUEST",
+        "HEADERS_WITH_UNDERSCORES_DROP_HEADER",
+    ] = "HEADERS_WITH_UNDERSCORES_UNSPECIFIED"
+    http_merge_slashes: bool | None = None
+    http_path_with_escaped_slashes_action: Literal[
+        "PATH_WITH_ESCAPED_SLASHES_UNSPECIFIED",
+        "KEEP_UNCHANGED",
+        "REJECT_REQUEST",
+        "UNESCAPE_AND_REDIRECT",
+        "UNESCAPE_AND_FORWARD",
+    ] = "PATH_WITH_ESCAPED_SLASHES_UNSPECIFIED"
+    global_downstream_connection_limit: UInt32 | None = None
 
 
 class ProxyConfig(Spec, frozen=True):
@@ -213,7 +254,7 @@ class ProxyConfig(Spec, frozen=True):
     file_flush_interval: Duration | None = None
     file_flush_min_size_kb: UInt32 | None = None
     stats_compression: bool | None = None
-    connection_settings: FreeForm | None = None
+    connection_settings: ConnectionSettings | None = None
 
 
 # --- MeshConfig --------------------------------------------------------------------------------------

@@ -6,21 +6,23 @@ proxy: *results* of selectors, never raw labels (pods carry labels that differ f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import re2
 
+from meltemi.config.mesh import SHAPING, shaping_settings
 from meltemi.model.config import Config, Key
 from meltemi.model.destination_rule import LocalityLbSetting
 from meltemi.model.extensions import EnvoyFilter
+from meltemi.model.mesh import ProxyConfig
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.security import PolicyTargetReference
 from meltemi.model.service import PREFER_SAME_NODE, Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
-from meltemi.push.edge import NO_EDGE, Edge, edge_of
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -56,7 +58,7 @@ class ProxyClass:
     (object, index) whose proxy conditions hold. ``label_values`` are the proxy's values of labels that
     locality priorities compare. ``dns_capture``: names resolve to
     automatically allocated addresses. ``http10``: HTTP/1.0 is accepted, too. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
-    ``edge`` is what stands in front of a gateway.
+    ``settings`` are what the proxy's own ProxyConfig says about traffic, where that differs from the mesh's.
     """
 
     type: NodeType
@@ -77,7 +79,7 @@ class ProxyClass:
     node: str = ""
     dns_capture: bool = False
     http10: bool = False
-    edge: Edge = NO_EDGE
+    settings: ProxyConfig | None = None
 
     @property
     def is_gateway(self) -> bool:
@@ -213,12 +215,24 @@ def _matched_patches(context: PushContext, proxy: Proxy) -> tuple[tuple[Key, int
         wanted = config.spec.workload_selector
         if wanted is not None and not selects(selector(wanted.labels), proxy.labels):
             continue
+        if config.spec.target_refs and not _targeted(config, proxy):
+            continue
         found.extend(
             (config.key, index)
             for index in range(len(config.spec.config_patches))
             if _proxy_matches(config.spec, index, proxy)
         )
     return tuple(found)
+
+
+def _targeted(config: Config[EnvoyFilter], proxy: Proxy) -> bool:
+    """Whether a target is the Gateway (of the object's namespace) or the GatewayClass that the proxy serves."""
+    for target in config.spec.target_refs:
+        labels = gateway_target_labels(target)
+        near = target.kind == "GatewayClass" or config.meta.namespace == proxy.namespace
+        if labels and near and selects(selector(labels), proxy.labels):
+            return True
+    return False
 
 
 def _proxy_matches(spec: EnvoyFilter, index: int, proxy: Proxy) -> bool:
@@ -257,6 +271,17 @@ def _families(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(families)) or ("v4",)
 
 
+def _settings(context: PushContext, proxy: Proxy) -> ProxyConfig | None:
+    raw = proxy.metadata.get("PROXY_CONFIG")
+    if not isinstance(raw, Mapping):
+        return None
+    memo = ("settings", json.dumps({name: raw.get(name) for name in SHAPING}, sort_keys=True))
+    if memo not in context.memo:
+        context.memo[memo] = shaping_settings(context.mesh.default_config, raw)
+    found = context.memo[memo]
+    return found if isinstance(found, ProxyConfig) else None
+
+
 _DIGITS = re.compile(r"^\d+$")
 
 
@@ -287,7 +312,7 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         unprivileged=proxy.bind_ports_unprivileged,
         interception=proxy.interception_mode,
         node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
-        edge=edge_of(context.mesh, proxy),
         dns_capture=str(proxy.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1"),
         http10=str(proxy.metadata.get("HTTP10", "")) == "1",
+        settings=_settings(context, proxy),
     )

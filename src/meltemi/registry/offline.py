@@ -17,8 +17,8 @@ import msgspec
 
 from meltemi.config.decode import RawObject, load, parse_yaml
 from meltemi.config.ingress import convert_ingresses
-from meltemi.config.mesh import parse_mesh_config, parse_proxy_config
-from meltemi.config.yaml_source import read_value
+from meltemi.config.mesh import parse_mesh_config
+from meltemi.config.proxy_config import own_settings
 from meltemi.model import ingress as net
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
@@ -32,7 +32,6 @@ from meltemi.registry.offline_slices import add_slices, container_ports, holds
 CONTROLLERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
 )
-PROXY_CONFIG = "proxy.istio.io/config"
 _META = "ISTIO_META_"
 INJECT = "sidecar.istio.io/inject"
 NAMESPACE_INJECT = "istio-injection"
@@ -88,8 +87,8 @@ class OfflineProxy:
     injected: bool = True
     ports: tuple[tuple[str, int], ...] = ()
     node: str = ""
-    # What the proxy tells of itself because its settings say so: ISTIO_META_* variables, by their names.
-    metadata: Mapping[str, str] = EMPTY_MAP
+    # Its own ProxyConfig, as JSON (see ``config.proxy_config``).
+    settings: Mapping[str, Any] = EMPTY_MAP
     origin: Origin = field(default_factory=Origin, compare=False)
 
     @property
@@ -97,10 +96,15 @@ class OfflineProxy:
         """``pod.namespace``."""
         return f"{self.name}.{self.namespace}"
 
-    def own_config(self) -> Mapping[str, Any]:
-        """Settings of the annotation ``proxy.istio.io/config``, which the injector would give to the proxy."""
-        value, _, _ = read_value(self.annotations.get(PROXY_CONFIG, ""), PROXY_CONFIG)
-        return value if isinstance(value, Mapping) else EMPTY_MAP
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the proxy tells of itself because its settings say so: ISTIO_META_* variables, by their names."""
+        given = self.settings.get("proxyMetadata")
+        return {
+            name.removeprefix(_META): str(value)
+            for name, value in (given.items() if isinstance(given, Mapping) else ())
+            if name.startswith(_META)
+        }
 
 
 @dataclass(slots=True)
@@ -382,19 +386,15 @@ def _make_pod(made: OfflineMesh, template: _Template, name: str, plan: AddressPl
             injected=injected or router,
             ports=container_ports(spec),
             node=spec.node_name,
-            metadata=_metadata(made, k8s.annotations_of(pod.metadata)),
+            settings=own_settings(
+                made.mesh,
+                made.configs.values(),
+                key.namespace,
+                labels,
+                k8s.annotations_of(pod.metadata),
+            ),
             origin=made.places[key],
         )
-    )
-
-
-def _metadata(made: OfflineMesh, annotations: Mapping[str, str] = EMPTY_MAP) -> Mapping[str, str]:
-    """Metadata that the mesh's ``proxyMetadata`` gives to a proxy, and the annotation of its pod."""
-    settings, _ = parse_proxy_config(annotations.get(PROXY_CONFIG, ""), made.mesh.default_config)
-    return FrozenMap(
-        (name.removeprefix(_META), value)
-        for name, value in settings.proxy_metadata.items()
-        if name.startswith(_META)
     )
 
 
@@ -429,7 +429,7 @@ def _make_gateways(made: OfflineMesh, plan: AddressPlan) -> None:
                 labels=FrozenMap(labels),
                 service_account=account,
                 router=True,
-                metadata=_metadata(made),
+                settings=own_settings(made.mesh, made.configs.values(), space, labels, {}),
                 origin=config.origin("spec.selector"),
             )
         )
@@ -453,7 +453,9 @@ def _add_entries(made: OfflineMesh) -> None:
                 service_account=spec.service_account or "default",
                 injected=labels.get(TLS_MODE) == "istio" or bool(spec.service_account),
                 ports=tuple(spec.ports.items()),
-                metadata=_metadata(made, config.meta.annotations),
+                settings=own_settings(
+                    made.mesh, made.configs.values(), key.namespace, labels, config.meta.annotations
+                ),
                 origin=config.origin("spec"),
             )
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
@@ -117,6 +118,29 @@ class RigPipeline(Pipeline):
         connection = self.connections.of_proxy(proxy)
         view = self.view_of(connection) if connection is not None else None
         return view.ir if view is not None else None
+
+    def unbound_listeners(self, proxy: str) -> list[tuple[str, int]]:
+        """Addresses and ports of a proxy's listeners that are not bound; EnvoyFilters may have added or removed some."""
+        connection = self.connections.of_proxy(proxy)
+        view = self.view_of(connection) if connection is not None else None
+        if connection is None or view is None:
+            return []
+        own = connection.proxy.addresses
+        if not any(patch.apply_to == "LISTENER" for patch in view.ir.patches):
+            return [
+                (entry.address, entry.port)
+                for entry in view.ir.listeners
+                if not entry.bind_to_port and entry.pod_only not in own
+            ]
+        hidden = {entry.name for entry in view.ir.listeners if entry.pod_only in own}
+        made = (listener_pb2.Listener.FromString(r.body) for r in view.types[LDS_TYPE].values())
+        return [
+            (entry.address.socket_address.address, entry.address.socket_address.port_value)
+            for entry in made
+            if entry.HasField("bind_to_port")
+            and not entry.bind_to_port.value
+            and entry.name not in hidden
+        ]
 
     def _concerned(self, request: PushRequest) -> list[Attached]:
         return [

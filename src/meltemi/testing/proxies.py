@@ -10,13 +10,14 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from meltemi.adapters.envoy_process import find_envoy, signal_envoy
 from meltemi.agent.bootstrap import build_environment, build_node
-from meltemi.agent.settings import ProxyConfig, ProxySettings
+from meltemi.agent.settings import ProxySettings, parse_proxy_config
+from meltemi.model.frozen import thaw
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing.rewire import RIG_CLUSTER, Place
 
@@ -35,11 +36,11 @@ class ProxyFailed(RuntimeError):
 
 def settings_of(proxy: OfflineProxy, trust_domain: str) -> ProxySettings:
     """What the agent would know about the proxy."""
+    config, _ = parse_proxy_config(thaw(proxy.settings))
+    mode = "NONE" if proxy.router else "REDIRECT"
     return ProxySettings(
         node_type="router" if proxy.router else "sidecar",
-        config=ProxyConfig(
-            interception_mode="NONE" if proxy.router else "REDIRECT", raw=proxy.own_config()
-        ),
+        config=replace(config, interception_mode=mode),
         pod_name=proxy.name,
         namespace=proxy.namespace,
         service_account=proxy.service_account,
@@ -173,10 +174,11 @@ class Running:
         """An answer of the admin interface."""
         return await self._get(1, ADMIN_PORT, path)
 
-    async def warming(self) -> int:
-        """Listeners and clusters that wait for something."""
+    async def changing(self) -> int:
+        """Listeners and clusters that wait for something, and old listeners and chains that still have connections."""
         text = await self.admin(
-            "/stats?filter=^(listener_manager.total_listeners_warming|cluster_manager.warming_clusters)$"
+            "/stats?filter=^(listener_manager.total_(listeners_warming|listeners_draining|filter_chains_draining)"
+            "|cluster_manager.warming_clusters)$"
         )
         return sum(int(line.rpartition(b":")[2]) for line in text.splitlines() if line)
 
@@ -240,7 +242,8 @@ async def start_proxy(
     arguments = [
         *("-c", str(bootstrap)),
         *("--concurrency", "1"),
-        *("--drain-time-s", "1"),
+        # What an apply replaces serves nobody any more when the apply returns.
+        *("--drain-time-s", "0"),
         *("--drain-strategy", "immediate"),
         *("-l", os.environ.get("MELTEMI_TESTING_ENVOY_LOG", "warning")),
         "--disable-hot-restart",

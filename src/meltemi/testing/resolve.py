@@ -11,7 +11,6 @@ import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from meltemi.ir.proxy import ProxyIR
 from meltemi.model.service import Service
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing.rewire import PLACE_TLV
@@ -114,22 +113,11 @@ def from_workload(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target
     address = name_address(rig, host, port, proxy.namespace, capture=capture)
     source = (place.address, next(_PORTS))
     header = _proxy_header(source, (address, port), rig.endpoint(address, port))
-    if _handed_over(rig.ir_of(proxy.id), place.address, address, port):
+    if rig.hands_over(proxy.id, address, port):
         # What the first listener has read is not known to the one that the connection is handed to.
         header *= 2
     listen = rig.control.world.mesh.proxy_listen_port
     return Target((place.address, rig.port(listen)), header, (address, port), source)
-
-
-def _handed_over(ir: ProxyIR | None, own: str, address: str, port: int) -> bool:
-    """Whether ``virtualOutbound`` hands connections for a destination to a listener of its own."""
-    return ir is not None and any(
-        entry.port == port
-        and entry.address in (address, "0.0.0.0")
-        and not entry.bind_to_port
-        and entry.pod_only != own
-        for entry in ir.listeners
-    )
 
 
 def _proxy_header(

@@ -209,6 +209,13 @@ class Rig:
         """What a proxy was told."""
         return self.control.pipeline.ir_of(proxy)
 
+    def hands_over(self, proxy: str, address: str, port: int) -> bool:
+        """Whether a proxy's ``virtualOutbound`` hands connections for a destination to a listener of its own."""
+        return any(
+            number == port and place in (address, "0.0.0.0")
+            for place, number in self.control.pipeline.unbound_listeners(proxy)
+        )
+
     def captures_dns(self, proxy: OfflineProxy) -> bool:
         """Whether names of the proxy's pod are answered by DNS capture, hence with automatic addresses."""
         return proxy.metadata.get("DNS_CAPTURE", "").lower() in ("true", "1")
@@ -249,7 +256,10 @@ class Rig:
         if returning:
             await pipeline.refresh(returning)
         await self._stop_idle({proxy.id for proxy in injected})
-        await asyncio.gather(*(self._settled(self.running[proxy.id]) for proxy in injected))
+        proxies = [self.running[proxy.id] for proxy in injected]
+        if any(await asyncio.gather(*(self._settled(proxy) for proxy in proxies))):
+            # Connections to chains that are gone were closed; every worker gets to know that before it is asked for more.
+            await asyncio.gather(*(_value(proxy.epoch(), "") for proxy in proxies))
 
     def _index(self, objects: OfflineMesh) -> None:
         """Where everybody is, and what strangers are called."""
@@ -324,8 +334,8 @@ class Rig:
             await self._end(self.running.pop(name))
             self._marks.pop(name, None)
 
-    async def _settled(self, proxy: Running) -> None:
-        """Wait until the proxy has acknowledged, has nothing left to warm, and its worker has it all."""
+    async def _settled(self, proxy: Running) -> bool:
+        """Wait until the proxy has acknowledged, nothing warms or drains, and its worker has it all. False: as before."""
 
         def synced() -> Any:
             proxy.check()
@@ -340,8 +350,8 @@ class Rig:
             connection = await until(synced, max(0.0, end - loop.time()), late)
             mark = self.control.mark(connection)
             if self._marks.get(proxy.id) == mark:
-                return
-            if await _value(proxy.warming(), 1) == 0 and self.control.mark(connection) == mark:
+                return False
+            if await _value(proxy.changing(), 1) == 0 and self.control.mark(connection) == mark:
                 break
             if loop.time() > end:
                 raise TimeoutError(late())
@@ -356,6 +366,7 @@ class Rig:
             pause = min(pause * 1.5, 0.01)
         connection = await until(synced, max(0.1, end - loop.time()), late)
         self._marks[proxy.id] = self.control.mark(connection)
+        return True
 
 
 async def _value(work: Coroutine[Any, Any, T], otherwise: T) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from meltemi.model.mesh import ProxyConfig
 from meltemi.model.origin import Finding, Level, Origin
 from meltemi.push.classes import ProxyClass
 from meltemi.push.context import PushContext
@@ -18,6 +19,11 @@ class Build:
     proxy: ProxyClass
     scope: Scope
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def settings(self) -> ProxyConfig:
+        """What the proxy's own configuration, else the mesh's default, says about traffic."""
+        return self.proxy.settings or self.context.mesh.default_config
 
     def report(self, code: str, text: str, origin: Origin, remedy: str = "") -> None:
         """Record something wrong with the user's configuration."""

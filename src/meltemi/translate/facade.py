@@ -16,6 +16,7 @@ from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.name_table import name_table
 from meltemi.translate.outbound import outbound_listeners
+from meltemi.translate.proxy_settings import shaped_resources
 from meltemi.translate.request_authentication import key_clusters
 from meltemi.translate.scope import build_scope
 
@@ -53,6 +54,7 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         names=name_table(build),
         findings=tuple(build.findings),
     )
+    made = shaped_resources(build, made)
     context.memo[memo] = made
     return made
 

@@ -34,6 +34,11 @@ class Bound:
         return self.server.port.number if self.server.port is not None else 0
 
     @property
+    def port_name(self) -> str:
+        """The port's name."""
+        return self.server.port.name if self.server.port is not None else ""
+
+    @property
     def protocol(self) -> str:
         """The protocol, upper case."""
         return self.server.port.protocol.upper() if self.server.port is not None else ""
@@ -107,9 +112,8 @@ class Bound:
     def route_name(self) -> str:
         """The route table: shared for plain HTTP on a port, one per server for HTTPS."""
         if self.is_https:
-            name = self.server.port.name if self.server.port is not None else ""
             meta = self.config.meta
-            return f"https.{self.number}.{name}.{meta.name}.{meta.namespace}"
+            return f"https.{self.number}.{self.port_name}.{meta.name}.{meta.namespace}"
         suffix = f".{self.server.bind}" if self.server.bind else ""
         return f"http.{self.port}{suffix}"
 

@@ -18,6 +18,7 @@ from meltemi.model.names import BLACKHOLE_CLUSTER
 from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
+from meltemi.translate.edge import edge_of
 from meltemi.translate.gateway_http import gateway_route_config, shared_hosts
 from meltemi.translate.gateway_servers import (
     GRPC_WEB,
@@ -185,7 +186,7 @@ def gateway_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
                 chains=tuple(chains),
                 bind_to_port=True,
                 inspection=Inspection(
-                    proxy_protocol=build.proxy.edge.proxy_protocol,
+                    proxy_protocol=edge_of(build).proxy_protocol,
                     tls=any(server.is_tls for server in servers),
                 ),
                 access_logs=listener_logs(build),

@@ -32,6 +32,7 @@ from meltemi.translate.build import Build
 from meltemi.translate.destinations import cluster_of, hashes_for, weighted
 from meltemi.translate.header_ops import authority_of
 from meltemi.translate.http_match import Place, string_match
+from meltemi.translate.proxy_settings import forwarded_host
 
 # Istio's defaults for routes without a retry policy.
 DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
@@ -195,6 +196,7 @@ def _forward(
         prefix_rewrite=prefix,
         regex_rewrite=regex,
         host_rewrite=host,
+        forwarded_host=bool(host) and forwarded_host(build),
         mirrors=_mirrors(build, config, rule, place.port),
         hashes=hashes_for(build, config, rule.route, place.port),
     )

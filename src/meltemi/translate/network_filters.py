@@ -14,6 +14,8 @@ from meltemi.model.mesh import MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.translate.authorization import policy_filters
 from meltemi.translate.build import Build
+from meltemi.translate.edge import edge_of
+from meltemi.translate.proxy_settings import shaped
 from meltemi.translate.tcp_tuning import TcpTuning
 from meltemi.translate.telemetry import client_logs, server_logs
 from meltemi.translate.tracing import tracing_for
@@ -47,18 +49,21 @@ def outbound_manager(
 ) -> HttpManager:
     """A sidecar's HTTP towards services."""
     normalize, merge, escaped = _normalization(build.context.mesh)
-    return HttpManager(
-        stat_prefix=stat_prefix,
-        filters=(filters.SendPeer(), filters.MeshAlpn(), *_client_tail(build)),
-        rds=rds,
-        access_logs=client_logs(build, StatsKind.HTTP),
-        tracing=tracing_for(build, Side.CLIENT),
-        http10=build.proxy.http10,
-        normalize_path=normalize,
-        merge_slashes=merge,
-        escaped_slashes=escaped,
-        stream_idle_timeout_s=0.0,
-        origins=origins,
+    return shaped(
+        build,
+        HttpManager(
+            stat_prefix=stat_prefix,
+            filters=(filters.SendPeer(), filters.MeshAlpn(), *_client_tail(build)),
+            rds=rds,
+            access_logs=client_logs(build, StatsKind.HTTP),
+            tracing=tracing_for(build, Side.CLIENT),
+            http10=build.proxy.http10,
+            normalize_path=normalize,
+            merge_slashes=merge,
+            escaped_slashes=escaped,
+            stream_idle_timeout_s=0.0,
+            origins=origins,
+        ),
     )
 
 
@@ -67,24 +72,27 @@ def inbound_manager(
 ) -> HttpManager:
     """A sidecar's HTTP from clients to its workload."""
     normalize, merge, escaped = _normalization(build.context.mesh)
-    return HttpManager(
-        stat_prefix=stat_prefix,
-        filters=(filters.ReceivePeer(trusted=mtls), *policy_filters(build).http, *_TAIL),
-        routes=routes,
-        access_logs=server_logs(build, StatsKind.HTTP, mtls=mtls),
-        tracing=tracing_for(build, Side.SERVER),
-        direction="INBOUND",
-        forward_client_cert="APPEND_FORWARD",
-        http10=build.proxy.http10,
-        normalize_path=normalize,
-        merge_slashes=merge,
-        escaped_slashes=escaped,
-        stream_idle_timeout_s=0.0,
-        # The application's own server header is what its callers see (Istio keeps it, too).
-        server_header="PASS_THROUGH",
-        # Policies compare hosts, and a name with a dot at its end is the same host.
-        strip_trailing_host_dot=True,
-        origins=origins,
+    return shaped(
+        build,
+        HttpManager(
+            stat_prefix=stat_prefix,
+            filters=(filters.ReceivePeer(trusted=mtls), *policy_filters(build).http, *_TAIL),
+            routes=routes,
+            access_logs=server_logs(build, StatsKind.HTTP, mtls=mtls),
+            tracing=tracing_for(build, Side.SERVER),
+            direction="INBOUND",
+            forward_client_cert="APPEND_FORWARD",
+            http10=build.proxy.http10,
+            normalize_path=normalize,
+            merge_slashes=merge,
+            escaped_slashes=escaped,
+            stream_idle_timeout_s=0.0,
+            # The application's own server header is what its callers see (Istio keeps it, too).
+            server_header="PASS_THROUGH",
+            # Policies compare hosts, and a name with a dot at its end is the same host.
+            strip_trailing_host_dot=True,
+            origins=origins,
+        ),
     )
 
 
@@ -93,37 +101,40 @@ def gateway_manager(
 ) -> HttpManager:
     """HTTP from outside. The edge trusts nothing: addresses, client certificates, peer headers."""
     normalize, merge, escaped = _normalization(build.context.mesh)
-    edge = build.proxy.edge
-    return HttpManager(
-        stat_prefix=stat_prefix,
-        filters=(
-            # Where the route leads out of the mesh nobody else would take off what a sidecar told.
-            filters.ReceivePeer(trusted=False),
-            *policy_filters(build).http,
-            filters.SendPeer(),
-            filters.MeshAlpn(),
-            *((filters.GrpcWeb(),) if grpc_web else ()),
-            *_client_tail(build),
+    edge = edge_of(build)
+    return shaped(
+        build,
+        HttpManager(
+            stat_prefix=stat_prefix,
+            filters=(
+                # Where the route leads out of the mesh nobody else would take off what a sidecar told.
+                filters.ReceivePeer(trusted=False),
+                *policy_filters(build).http,
+                filters.SendPeer(),
+                filters.MeshAlpn(),
+                *((filters.GrpcWeb(),) if grpc_web else ()),
+                *_client_tail(build),
+            ),
+            rds=rds,
+            access_logs=client_logs(build, StatsKind.HTTP),
+            tracing=tracing_for(build, Side.CLIENT),
+            use_remote_address=True,
+            trusted_hops=edge.trusted_hops,
+            forward_client_cert=edge.client_cert,
+            client_cert_details=("subject", "cert", "dns", "uri"),
+            http10=build.proxy.http10,
+            normalize_path=normalize,
+            merge_slashes=merge,
+            escaped_slashes=escaped,
+            underscores="REJECT_REQUEST",
+            strip_trailing_host_dot=True,
+            # Bounds against slow and greedy clients: Envoy's advice for edge proxies.
+            idle_timeout_s=3600.0,
+            stream_idle_timeout_s=300.0,
+            request_headers_timeout_s=60.0,
+            max_concurrent_streams=1024,
+            origins=origins,
         ),
-        rds=rds,
-        access_logs=client_logs(build, StatsKind.HTTP),
-        tracing=tracing_for(build, Side.CLIENT),
-        use_remote_address=True,
-        trusted_hops=edge.trusted_hops,
-        forward_client_cert=edge.client_cert,
-        forward_whole_cert=True,
-        http10=build.proxy.http10,
-        normalize_path=normalize,
-        merge_slashes=merge,
-        escaped_slashes=escaped,
-        underscores="REJECT_REQUEST",
-        strip_trailing_host_dot=True,
-        # Bounds against slow and greedy clients: Envoy's advice for edge proxies.
-        idle_timeout_s=3600.0,
-        stream_idle_timeout_s=300.0,
-        request_headers_timeout_s=60.0,
-        max_concurrent_streams=1024,
-        origins=origins,
     )
 
 

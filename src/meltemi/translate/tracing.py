@@ -70,7 +70,7 @@ def _report(build: Build, name: str, problem: str, config: Config[Telemetry] | N
 def _sampling(build: Build, rules: SpanRules) -> float:
     if rules.sampling is not None:
         return rules.sampling
-    settings = build.context.mesh.default_config.tracing
+    settings = build.settings.tracing
     return settings.sampling if settings is not None and settings.sampling else DEFAULT_SAMPLING
 
 
@@ -78,7 +78,7 @@ def _tags(build: Build, rules: SpanRules) -> tuple[SpanTag, ...]:
     made: dict[str, SpanTag] = {}
     if rules.istio_tags:
         made = {name: SpanTag(name, "environment", env) for name, env in _ISTIO_TAGS}
-    settings = build.context.mesh.default_config.tracing
+    settings = build.settings.tracing
     given: dict[str, MeshTag | CustomTag] = {}
     if settings is not None:
         given.update(settings.custom_tags)
@@ -113,7 +113,7 @@ def _headers(entries: tuple[EnvHeader, ...]) -> tuple[tuple[str, str], ...]:
 def _make(
     build: Build, rules: SpanRules, kind: str, target: tuple[str, str], path: str, max_path: int
 ) -> Tracing:
-    settings = build.context.mesh.default_config.tracing
+    settings = build.settings.tracing
     return Tracing(
         kind=kind,
         cluster=target[0],
@@ -166,7 +166,7 @@ def _from_provider(
 
 def _from_proxy_config(build: Build, rules: SpanRules) -> Tracing | None:
     """``defaultConfig.tracing``: the older way, with an address in place of a provider."""
-    settings = build.context.mesh.default_config.tracing
+    settings = build.settings.tracing
     if settings is None:
         return None
     chosen = settings.zipkin or settings.datadog
