@@ -67,7 +67,7 @@ class Edge:
         )
         self.count = 0
 
-    def apply(self, rules: str, labels: dict[str, str] | None = None) -> None:
+    def apply(self, rules: str, labels: dict[str, str] | None = None, mesh: str = "") -> None:
         """Serve the gateway with these rules."""
         self.count += 1
         world = build_world(
@@ -91,7 +91,7 @@ class Edge:
             )
             + ROUTES
             + rules,
-            mesh=f"accessLogFile: /dev/null\naccessLogFormat: '{self.count}'\n",
+            mesh=f"accessLogFile: /dev/null\naccessLogFormat: '{self.count}'\n" + mesh,
         )
         assert not world.findings, world.findings
         self.envoy.load(

@@ -40,8 +40,19 @@ PEER_FIELDS = (
 )
 
 
+# What Istio's own proxies say about themselves. Ours do not read it; theirs, in a mesh that moves from one to the other, would.
+_FOREIGN_PEER_HEADERS = ("x-envoy-peer-metadata", "x-envoy-peer-metadata-id")
+
+
+def _without_foreign(made: Any) -> None:
+    for name in _FOREIGN_PEER_HEADERS:
+        made.mutations.request_mutations.append(mutation_rules_pb2.HeaderMutation(remove=name))
+
+
 def _send_peer(_: ir.SendPeer) -> tuple[str, Any]:
+    """Whatever the application, or a gateway's client, wrote into these headers is replaced."""
     made = header_mutation_pb2.HeaderMutation()
+    _without_foreign(made)
     for key, variable in PEER_FIELDS:
         made.mutations.request_mutations.add(
             append=base_pb2.HeaderValueOption(
@@ -58,6 +69,7 @@ def _receive_peer(receive: ir.ReceivePeer) -> tuple[str, Any]:
     """Trusted peers' headers become metadata; others' are only taken off, for anyone can write them."""
     if not receive.trusted:
         strip = header_mutation_pb2.HeaderMutation()
+        _without_foreign(strip)
         for key, _ in PEER_FIELDS:
             strip.mutations.request_mutations.append(
                 mutation_rules_pb2.HeaderMutation(remove=PEER_HEADER_PREFIX + key)
