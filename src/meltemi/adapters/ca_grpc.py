@@ -21,11 +21,16 @@ from meltemi.adapters.metrics import Metrics
 from meltemi.ca import authority
 from meltemi.ca.identity import Identity, NotAuthenticated, NotPermitted, impersonate
 from meltemi.kit.clock import Clock
+from meltemi.kit.limits import TokenBuckets
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 log = structlog.get_logger("ca")
 THREADS = 2
 IMPERSONATED = "ImpersonatedIdentity"
+# A proxy asks once in hours; one that starts over and over asks more often. Without a pod's name (a client certificate, an
+# OpenID token) all workloads of an account count as one caller, so that bucket is large.
+POD_REQUESTS_PER_S, POD_REQUESTS_BURST = 0.5, 30.0
+ACCOUNT_REQUESTS_PER_S, ACCOUNT_REQUESTS_BURST = 100.0, 2_000.0
 Beside = Callable[[str, str], Collection[tuple[str, str]]]
 # (caller, the request's metadata, gRPC's name of the peer, who signed, when it expires)
 Note = Callable[[Identity, Mapping[str, Any], str, authority.Authority, float], None]
@@ -68,6 +73,10 @@ class CertificateServer:
         self._default_ttl_s = default_ttl_s
         self._max_ttl_s = max_ttl_s
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sign")
+        self._of_pods: TokenBuckets[str] = TokenBuckets(POD_REQUESTS_PER_S, POD_REQUESTS_BURST)
+        self._of_accounts: TokenBuckets[str] = TokenBuckets(
+            ACCOUNT_REQUESTS_PER_S, ACCOUNT_REQUESTS_BURST
+        )
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What to add to a gRPC server."""
@@ -93,6 +102,13 @@ class CertificateServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         except CannotReview as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        if not self._in_time(who):
+            self._metrics.sign_errors.labels("rate").inc()
+            log.warning("too many signing requests", identity=who.spiffe, pod=who.pod)
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "too many certificate requests of one caller; try again later",
+            )
         hints = {name: value.string_value for name, value in request.metadata.fields.items()}
         if wanted := hints.get(IMPERSONATED):
             try:
@@ -124,6 +140,14 @@ class CertificateServer:
             "certificate issued", identity=who.spiffe, serial=f"{issued.serial:x}", by=who.source
         )
         return ca_pb2.IstioCertificateResponse(cert_chain=issued.chain)
+
+    def _in_time(self, who: Identity) -> bool:
+        """Whether this caller asks no more often than a workload does. Node agents ask for all of their node's pods."""
+        now = self._clock.monotonic()
+        node = f"{who.namespace}/{who.service_account}" in self._trusted_nodes
+        if who.pod and not node:
+            return self._of_pods.take(f"{who.namespace}/{who.pod}", now)
+        return self._of_accounts.take(who.spiffe, now)
 
     async def _forward(
         self, external: ExternalAuthority, request: Any, who: Identity, context: Any

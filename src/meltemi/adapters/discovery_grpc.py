@@ -21,10 +21,11 @@ from grpc import aio
 
 from meltemi.adapters.authenticate import Authenticator, CannotReview
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.secret_access import SecretAccess
+from meltemi.adapters.stream_gate import StreamGate, message_bucket
 from meltemi.adapters.xds_requests import METHODS, PARSERS, SERVICE, proxy_of, request_of
 from meltemi.ca.identity import Identity, NotAuthenticated
 from meltemi.discovery import wire
-from meltemi.discovery.node import mismatch
 from meltemi.discovery.protocol import (
     Mode,
     Rejected,
@@ -43,7 +44,6 @@ from meltemi.model.names import (
     LDS_TYPE,
     NDS_TYPE,
     RDS_TYPE,
-    ROOT_NAMESPACE,
     SDS_TYPE,
 )
 from meltemi.model.proxy import Proxy
@@ -100,6 +100,7 @@ class Connection:
     snapshot: Snapshot = field(default_factory=lambda: Snapshot("", {}))
     pending: Pending | None = None
     closing: bool = False
+    secrets: bool = False
     rejections: dict[str, Rejected] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -112,12 +113,12 @@ class Connection:
         self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float
     ) -> None:
         """Let the stream know of a newer snapshot; it is woken by ``Connections.wake``."""
-        later = Pending(self.visible(snapshot), only is None, only or {}, since_s)
+        later = Pending(snapshot, only is None, only or {}, since_s)
         self.pending = later if self.pending is None else self.pending.merge(later)
 
     def visible(self, snapshot: Snapshot) -> Snapshot:
-        """Secrets are for callers that have proven who they are."""
-        if self.identity is not None or not snapshot.types.get(SDS_TYPE):
+        """Secrets are for callers that have proven that they may read them."""
+        if self.secrets or not snapshot.types.get(SDS_TYPE):
             return snapshot
         return Snapshot(snapshot.version, {**snapshot.types, SDS_TYPE: {}})
 
@@ -189,6 +190,8 @@ class Limits:
 
     streams_max: int = 100_000  # ISTIO_GPRC_MAXSTREAMS
     write_s: float = 20.0
+    starts_per_s: float = 0.0  # PILOT_MAX_REQUESTS_PER_SECOND; 0 is no limit
+    authenticate_plaintext: bool = False  # XDS_AUTH_PLAINTEXT
 
 
 class DiscoveryServer:
@@ -202,13 +205,21 @@ class DiscoveryServer:
         clock: Clock,
         limits: Limits | None = None,
         connections: Connections | None = None,
+        *,
+        access: SecretAccess | None = None,
+        namespace: str = "istio-system",
     ) -> None:
+        """``access`` tells whose Secrets may be read; ``namespace`` is istiod's own, whose accounts may debug."""
+        self._namespace = namespace
         self.connections = connections if connections is not None else Connections()
         self._source = source
         self._authenticator = authenticator
         self._metrics = metrics
         self._clock = clock
         self._limits = limits or Limits()
+        self._gate = StreamGate(
+            clock, access or SecretAccess(None, clock), self._limits.starts_per_s
+        )
         self._entries = wire.Entries()
         self._numbers = itertools.count(1)
         self._closing = False
@@ -282,8 +293,10 @@ class DiscoveryServer:
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams, or shutting down"
             )
         identity = None
-        if self._authenticator.is_encrypted(context):
+        if self._limits.authenticate_plaintext or self._authenticator.is_encrypted(context):
             identity = await self._authenticator.identify(context)
+        if not await self._gate.pace():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many new streams")
         first = await self._first(context)
         if first is None:
             return
@@ -291,7 +304,7 @@ class DiscoveryServer:
             await self._serve_debug(mode, context, first, identity)
             return
         proxy = proxy_of(first)
-        if identity and (why := mismatch(proxy, identity.namespace, identity.service_account)):
+        if why := self._gate.refusal(proxy, identity):
             log.warning("node refused", peer=context.peer(), node=proxy.id, reason=why)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
         connection = Connection(
@@ -302,7 +315,15 @@ class DiscoveryServer:
             stream=Stream(mode, self._entries),
             connected_at=self._clock.now(),
         )
-        await self._converse(mode, context, connection, first)
+        if not self._gate.enter(proxy, identity):
+            why = "too many streams of one proxy"
+            log.warning("node refused", peer=context.peer(), node=proxy.id, reason=why)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
+        try:
+            connection.secrets = await self._gate.may_have_secrets(proxy, identity)
+            await self._converse(mode, context, connection, first)
+        finally:
+            self._gate.leave(proxy, identity)
 
     async def _first(self, context: Any) -> Any:
         """The first request, which names the node; None when the caller went away."""
@@ -343,8 +364,11 @@ class DiscoveryServer:
             log.info("disconnected", node=connection.id)
 
     async def _read(self, context: Any, inbox: asyncio.Queue[Any], connection: Connection) -> None:
+        bucket = message_bucket()
         while True:
             message = await context.read()
+            # What comes too fast is read slowly; the peer's flow control does the rest.
+            await asyncio.sleep(bucket.wait_s(self._clock.monotonic()))
             await inbox.put(message)
             connection.wake.set()
             if message is aio.EOF:
@@ -383,12 +407,16 @@ class DiscoveryServer:
     async def _push(self, context: Any, connection: Connection) -> None:
         pending, connection.pending = connection.pending, None
         assert pending is not None
-        connection.snapshot = pending.snapshot
+        if pending.full:
+            connection.secrets = await self._gate.may_have_secrets(
+                connection.proxy, connection.identity
+            )
+        snapshot = connection.snapshot = connection.visible(pending.snapshot)
         started = self._clock.monotonic()
         self._metrics.queue_time.observe(max(0.0, started - pending.since_s))
-        sends = connection.stream.push(pending.snapshot, pending.only) if pending.only else []
+        sends = connection.stream.push(snapshot, pending.only) if pending.only else []
         if pending.full:
-            sends += connection.stream.push(pending.snapshot)
+            sends += connection.stream.push(snapshot)
         await self._write(context, connection, sends, started, "push")
         if sends:
             self._metrics.convergence.observe(max(0.0, self._clock.monotonic() - pending.since_s))
@@ -455,10 +483,10 @@ class DiscoveryServer:
     ) -> None:
         """``istio.io/debug``: for the mesh's own namespace, or over loopback (a port-forward)."""
         local = context.peer().startswith(("ipv4:127.", "ipv6:%5B::1%5D", "ipv6:[::1]", "unix:"))
-        if not local and (identity is None or identity.namespace != ROOT_NAMESPACE):
+        if not local and (identity is None or identity.namespace != self._namespace):
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"debug requests need a service account of namespace {ROOT_NAMESPACE}",
+                f"debug requests need a service account of namespace {self._namespace}",
             )
         request = request_of(mode, message)
         if request.nonce and not request.names:

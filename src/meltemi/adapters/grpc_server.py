@@ -17,11 +17,14 @@ from grpc import aio
 log = structlog.get_logger("ads")
 
 RECEIVE_MAX = 4 * 1024 * 1024  # ISTIO_GPRC_MAXRECVMSGSIZE
+STREAMS_MAX = 100_000  # ISTIO_GPRC_MAXSTREAMS
 KEEPALIVE_MS = 30_000
 OPTIONS = (
-    ("grpc.max_receive_message_length", RECEIVE_MAX),
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_concurrent_streams", 100_000),
+    # Who does not finish the TLS handshake, or sends endless headers, is cut off.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 80 * 1024),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -68,8 +71,18 @@ def credentials(current: Callable[[], Serving], require_client: bool) -> grpc.Se
 class GrpcServer:
     """All gRPC ports of istiod."""
 
-    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        self._server = aio.server(options=OPTIONS)
+    def __init__(
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        receive_max: int = RECEIVE_MAX,
+        streams_max: int = STREAMS_MAX,
+    ) -> None:
+        """``receive_max`` bounds a message in bytes, ``streams_max`` the calls at once on one connection."""
+        limits = (
+            ("grpc.max_receive_message_length", receive_max),
+            ("grpc.max_concurrent_streams", streams_max),
+        )
+        self._server = aio.server(options=(*OPTIONS, *limits))
         self._server.add_generic_rpc_handlers(tuple(handlers))
         self.ports: dict[str, int] = {}
 

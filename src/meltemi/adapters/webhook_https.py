@@ -6,6 +6,7 @@ transport, the limits and the counts. The certificate is replaced in place when 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -24,6 +25,8 @@ from meltemi.inject import InjectionConfig, inject
 from meltemi.kit.clock import Clock
 
 log = structlog.get_logger("webhook")
+BODY_S = 10.0  # the API server waits no longer than that either
+_DIGITS_MAX = 64
 BODY_MAX = 8 * 1024 * 1024  # an object of the API server's own limit, with room for the envelope
 
 
@@ -124,12 +127,27 @@ async def _review(request: web.Request) -> dict[str, Any] | str:
     if not request.content_type.endswith("json"):
         return f"content type {request.content_type}; application/json is needed"
     try:
-        review = await request.json()
-    except ValueError as error:
+        async with asyncio.timeout(BODY_S):
+            text = await request.text()
+        # Long numbers, deep nesting and keys given twice are what a hostile body is made of.
+        review = json.loads(text, parse_int=_integer, parse_constant=_not_a_number)
+    except TimeoutError:
+        return f"the body did not come within {BODY_S:.0f} s"
+    except (ValueError, LookupError, RecursionError) as error:
         return f"the body is not JSON: {error}"
     if not isinstance(review, dict) or not isinstance(review.get("request"), dict):
         return "the body is not an AdmissionReview with a request"
     return review
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS_MAX:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _not_a_number(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _answer(review: Mapping[str, Any], response: Mapping[str, Any]) -> web.Response:

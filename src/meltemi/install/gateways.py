@@ -57,6 +57,29 @@ def _deployment(
     )
 
 
+def _secret_access(
+    context: InstallContext, component: str, name: str, labels: Mapping[str, str], account: str
+) -> list[Manifest]:
+    """istiod gives a gateway only Secrets that its own account may read: those of its namespace."""
+    role, group = f"{name}-sds", "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "watch", "list"]}]
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": context.namespace}
+    reference = {"apiGroup": group, "kind": "Role", "name": role}
+    return [
+        manifest(context, component, f"{group}/v1", "Role", role, labels=labels, rules=rules),
+        manifest(
+            context,
+            component,
+            f"{group}/v1",
+            "RoleBinding",
+            role,
+            labels=labels,
+            roleRef=reference,
+            subjects=[subject],
+        ),
+    ]
+
+
 def _one(
     context: InstallContext, component: str, entry: Mapping[str, Any], default_label: str
 ) -> list[Manifest]:
@@ -76,6 +99,7 @@ def _one(
     service = dict(k8s.get("service") or {})
     made = [
         manifest(own, component, "v1", "ServiceAccount", account, labels=labels),
+        *_secret_access(own, component, name, labels, account),
         _deployment(own, component, name, labels, account),
         manifest(
             own,

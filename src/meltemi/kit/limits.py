@@ -66,3 +66,19 @@ class ExpiringMap(Generic[K, V]):
     def __len__(self) -> int:
         """Entries held, expired ones included."""
         return len(self._entries)
+
+
+class TokenBuckets(Generic[K]):
+    """A bucket of its own for each key; at most ``limit`` are remembered, and a forgotten one is full again."""
+
+    def __init__(self, rate: float, burst: float, limit: int = 20_000) -> None:
+        self._rate, self._burst = rate, burst
+        # After this long without use a bucket is full anyway.
+        self._idle_s = burst / rate
+        self._buckets: ExpiringMap[K, TokenBucket] = ExpiringMap(limit)
+
+    def take(self, key: K, now: float) -> bool:
+        """Take one token of this key's bucket if there is one."""
+        bucket = self._buckets.get(key, now) or TokenBucket(self._rate, self._burst)
+        self._buckets.put(key, bucket, now + self._idle_s)
+        return bucket.take(now)

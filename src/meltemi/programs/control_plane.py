@@ -25,8 +25,8 @@ from meltemi.adapters.ca_grpc import CertificateServer
 from meltemi.adapters.ca_rotation import Conductor, Ledger, Sharer
 from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
 from meltemi.adapters.debug_http import DebugHttp
-from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
-from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer, Limits
+from meltemi.adapters.debug_pages import DebugPages
+from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
 from meltemi.adapters.file_source import FileSource
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
 from meltemi.adapters.ingress_status import IngressStatusWriter
@@ -39,11 +39,11 @@ from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
 from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.status_writer import StatusWriter
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
 from meltemi.adapters.world import Change, World
 from meltemi.ca import rotation, secrets
-from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.kit import logs
 from meltemi.kit.backoff import Backoff
 from meltemi.kit.clock import SystemClock
@@ -53,54 +53,13 @@ from meltemi.model import names
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
+from meltemi.programs.control_plane_parts import Parts, Source
 from meltemi.registry.from_kubernetes import RegistrySettings
 
 VERSION = "0.1.0"
 EDS = Resolution.CLIENT_SIDE_LB
 T = TypeVar("T")
 log = structlog.get_logger("istiod")
-
-
-@dataclass(eq=False)
-class Source:
-    """The pipeline, with debug answers: what the discovery server asks."""
-
-    pipeline: Pipeline
-    pages: DebugPages
-
-    async def joined(self, connection: Connection) -> Snapshot:
-        """See ``Pipeline``."""
-        return await self.pipeline.joined(connection)
-
-    def left(self, connection: Connection) -> None:
-        """See ``Pipeline``."""
-        self.pipeline.left(connection)
-
-    def rejected(self, connection: Connection, event: Rejected) -> Any:
-        """See ``Pipeline``."""
-        return self.pipeline.rejected(connection, event)
-
-    async def debug(self, request: str) -> bytes:
-        """The JSON of a debug page, or of what is wrong with the request."""
-        try:
-            return self.pages.render(request)
-        except NoSuchPage as error:
-            return f"{error}\n".encode()
-
-
-@dataclass(eq=False)
-class Parts:
-    """What the start makes and the rest uses."""
-
-    world: World
-    pipeline: Pipeline
-    settings: MeshSettings
-    store: AuthorityStore
-    pages: DebugPages
-    http: HttpPorts
-    reviewer: Reviewer | None
-    ledger: Ledger
-    discovery: DiscoveryServer | None = None
 
 
 @dataclass(eq=False)
@@ -201,6 +160,7 @@ class ControlPlane:
             http=http,
             reviewer=self._reviewer(api, mesh.trust_domain),
             ledger=Ledger(clock, lambda: [c.proxy for c in pipeline.connections]),
+            api=api,
         )
 
     def _reviewer(self, api: KubeApi | None, trust_domain: str) -> Reviewer | None:
@@ -252,8 +212,15 @@ class ControlPlane:
             who,
             metrics,
             clock,
-            Limits(options.streams_max, options.send_s),
+            Limits(
+                options.streams_max,
+                options.send_s,
+                options.starts_per_s,
+                options.authenticate_plaintext,
+            ),
             parts.pipeline.connections,
+            access=SecretAccess(parts.api, clock),
+            namespace=options.namespace,
         )
         signer = CertificateServer(
             store.current,
@@ -268,7 +235,11 @@ class ControlPlane:
             external=self._external(stack),
         )
         stack.callback(signer.close)
-        server = GrpcServer([parts.discovery.handlers(), signer.handlers()])
+        server = GrpcServer(
+            [parts.discovery.handlers(), signer.handlers()],
+            options.receive_max,
+            options.streams_max,
+        )
         by_token, by_certificate = (credentials(serving.current, need) for need in (False, True))
         server.listen("grpc", _all(options.grpc))
         server.listen("secure-grpc", _all(options.secure_grpc), by_token)

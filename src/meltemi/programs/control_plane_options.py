@@ -6,6 +6,7 @@ program with a sentence, exit code 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class Options:
     debounce_max_s: float = 10.0
     debounce_endpoints: bool = True
     streams_max: int = 100_000
+    receive_max: int = 4 * 1024 * 1024
+    starts_per_s: float = 0.0
+    authenticate_plaintext: bool = False
     send_s: float = 20.0
     workload_ttl_s: float = 24 * 3600.0
     workload_ttl_max_s: float = 90 * 24 * 3600.0
@@ -154,9 +158,13 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
     registries = given["registries"]
     if registries is None:
         registries = "" if folder else "Kubernetes"
-    streams = environ.get("ISTIO_GPRC_MAXSTREAMS", "100000")
-    if not streams.isdigit():
-        raise click.BadParameter(f"ISTIO_GPRC_MAXSTREAMS={streams} is not a number")
+
+    def number(name: str, default: int) -> int:
+        text = environ.get(name) or str(default)
+        if not text.isdecimal():
+            raise click.BadParameter(f"{name}={text} is not a number")
+        return int(text)
+
     return Options(
         **{
             n: given[n] for n in ("http", "monitoring", "https", "grpc", "secure_grpc", "mtls_grpc")
@@ -175,7 +183,11 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         debounce_after_s=seconds("PILOT_DEBOUNCE_AFTER", 0.1),
         debounce_max_s=seconds("PILOT_DEBOUNCE_MAX", 10.0),
         debounce_endpoints=environ.get("PILOT_ENABLE_EDS_DEBOUNCE", "true").lower() != "false",
-        streams_max=int(streams),
+        streams_max=number("ISTIO_GPRC_MAXSTREAMS", 100_000),
+        receive_max=number("ISTIO_GPRC_MAXRECVMSGSIZE", 4 * 1024 * 1024),
+        # 0 goes by the machine, as in Istio.
+        starts_per_s=number("PILOT_MAX_REQUESTS_PER_SECOND", 0) or 100.0 * (os.cpu_count() or 1),
+        authenticate_plaintext=environ.get("XDS_AUTH_PLAINTEXT", "false").lower() == "true",
         send_s=seconds("PILOT_XDS_SEND_TIMEOUT", 20.0) or 20.0,
         workload_ttl_s=seconds("DEFAULT_WORKLOAD_CERT_TTL", 24 * 3600.0),
         workload_ttl_max_s=seconds("MAX_WORKLOAD_CERT_TTL", 90 * 24 * 3600.0),

@@ -1,0 +1,61 @@
+"""The parts of one istiod, as the start hands them around, and what joins the pipeline with its debug pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from meltemi.adapters.authenticate import Reviewer
+from meltemi.adapters.ca_rotation import Ledger
+from meltemi.adapters.ca_store import AuthorityStore
+from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
+from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer
+from meltemi.adapters.kube_api import KubeApi
+from meltemi.adapters.mesh_settings import MeshSettings
+from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.webhook_https import HttpPorts
+from meltemi.adapters.world import World
+from meltemi.discovery.protocol import Rejected, Snapshot
+
+
+@dataclass(eq=False)
+class Source:
+    """The pipeline, with debug answers: what the discovery server asks."""
+
+    pipeline: Pipeline
+    pages: DebugPages
+
+    async def joined(self, connection: Connection) -> Snapshot:
+        """See ``Pipeline``."""
+        return await self.pipeline.joined(connection)
+
+    def left(self, connection: Connection) -> None:
+        """See ``Pipeline``."""
+        self.pipeline.left(connection)
+
+    def rejected(self, connection: Connection, event: Rejected) -> Any:
+        """See ``Pipeline``."""
+        return self.pipeline.rejected(connection, event)
+
+    async def debug(self, request: str) -> bytes:
+        """The JSON of a debug page, or of what is wrong with the request."""
+        try:
+            return self.pages.render(request)
+        except NoSuchPage as error:
+            return f"{error}\n".encode()
+
+
+@dataclass(eq=False)
+class Parts:
+    """What the start makes and the rest uses."""
+
+    world: World
+    pipeline: Pipeline
+    settings: MeshSettings
+    store: AuthorityStore
+    pages: DebugPages
+    http: HttpPorts
+    reviewer: Reviewer | None
+    ledger: Ledger
+    api: KubeApi | None = None
+    discovery: DiscoveryServer | None = None
