@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from meltemi.config.kinds import KINDS
+
 Object = dict[str, Any]
 
 
@@ -23,6 +25,7 @@ class KubeServer:
         self.refuse: Callable[[web.Request], web.Response | None] = lambda request: None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.tokens: dict[str, Object] = {}  # token -> TokenReview status
+        self.secret_readers: set[str] = set()  # user names that a SubjectAccessReview allows
         self._changed = asyncio.Condition()
         self._streams: set[asyncio.Task[Any]] = set()
         self._runner: web.AppRunner | None = None
@@ -101,6 +104,10 @@ class KubeServer:
             body = await request.json()
             token = body["spec"]["token"]
             status = self.tokens.get(token, {"authenticated": False, "error": "unknown token"})
+            return web.json_response({**body, "status": status}, status=201)
+        if request.path.endswith("/subjectaccessreviews"):
+            body = await request.json()
+            status = {"allowed": body["spec"]["user"] in self.secret_readers}
             return web.json_response({**body, "status": status}, status=201)
         if request.method == "GET":
             return await self._get(request)
@@ -199,6 +206,27 @@ class KubeServer:
     def _status(self, code: int, reason: str) -> web.Response:
         body = {"kind": "Status", "code": code, "reason": reason, "message": reason}
         return web.json_response(body, status=code)
+
+
+CORE = ("namespaces", "nodes", "services", "pods", "secrets", "configmaps")
+
+
+async def started_cluster(*namespaces: str) -> KubeServer:
+    """A server with every kind that istiod watches, and these namespaces."""
+    server = await KubeServer().start()
+    for plural in CORE:
+        server.serve(f"/api/v1/{plural}")
+    for kind, info in KINDS.items():
+        if kind not in ("IstioOperator", "WasmPlugin"):
+            server.serve(f"/apis/{info.group}/{info.storage}/{info.plural}")
+    server.serve("/apis/discovery.k8s.io/v1/endpointslices")
+    server.serve("/apis/coordination.k8s.io/v1/leases")
+    server.serve("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")
+    for plural in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
+        server.serve(f"/apis/admissionregistration.k8s.io/v1/{plural}")
+    for namespace in namespaces:
+        await server.put("/api/v1/namespaces", {"metadata": {"name": namespace}})
+    return server
 
 
 def _merge(target: Any, patch: Any) -> Any:

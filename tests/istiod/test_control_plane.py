@@ -16,18 +16,16 @@ import pytest
 from aiohttp import web
 from grpc import aio
 
-from istiod.kube_server import KubeServer
+from istiod.kube_server import KubeServer, started_cluster
 from istiod.plane import LOCAL, files, running
 from istiod.waiting import until
 from istiod.xds_client import XdsClient, node_of
 from meltemi.adapters.grpc_server import PortTaken
 from meltemi.adapters.kube_connection import Connection
-from meltemi.config.kinds import KINDS
 from meltemi.discovery.protocol import Mode
 from meltemi.model.names import CDS_TYPE, EDS_TYPE
 from meltemi.programs.control_plane import ControlPlane
 
-CORE = ("namespaces", "nodes", "services", "pods", "secrets", "configmaps")
 VS = "/apis/networking.istio.io/v1/virtualservices"
 SE = "/apis/networking.istio.io/v1/serviceentries"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -36,19 +34,7 @@ CLUSTER = "outbound|80||echo.shop.svc.cluster.local"
 
 @pytest.fixture
 async def kube() -> AsyncIterator[KubeServer]:
-    server = await KubeServer().start()
-    for plural in CORE:
-        server.serve(f"/api/v1/{plural}")
-    for kind, info in KINDS.items():
-        if kind not in ("IstioOperator", "WasmPlugin"):
-            server.serve(f"/apis/{info.group}/{info.storage}/{info.plural}")
-    server.serve(SLICES)
-    server.serve("/apis/coordination.k8s.io/v1/leases")
-    server.serve("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")
-    for plural in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
-        server.serve(f"/apis/admissionregistration.k8s.io/v1/{plural}")
-    for namespace in ("istio-system", "shop"):
-        await server.put("/api/v1/namespaces", {"metadata": {"name": namespace}})
+    server = await started_cluster("istio-system", "shop")
     yield server
     await server.stop()
 

@@ -24,6 +24,7 @@ from meltemi.adapters.grpc_server import GrpcServer, PortTaken, Serving, credent
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.kube_connection import Connection as KubeConnection
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.secret_access import SecretAccess
 from meltemi.ca import authority
 from meltemi.discovery.protocol import Mode, Rejected, Snapshot
 from meltemi.kit.clock import SystemClock
@@ -110,6 +111,7 @@ def good_token(account: str = "bookinfo:reviews", audience: str = "istio-ca") ->
 async def mesh() -> AsyncIterator[Mesh]:
     kube = await KubeServer().start()
     kube.tokens["good"] = good_token()
+    kube.secret_readers.add("system:serviceaccount:bookinfo:reviews")
     kube.tokens["admin"] = good_token("istio-system:istioctl")
     kube.tokens["vault"] = good_token(audience="vault")
     kube.tokens["old"] = {"authenticated": False, "error": "token has expired"}
@@ -128,7 +130,8 @@ async def mesh() -> AsyncIterator[Mesh]:
     )
     async with KubeApi(KubeConnection(kube.url), "istiod") as api:
         who = Authenticator(KubeReviewer(api, CLOCK, TRUST), lambda: [TRUST])
-        discovery = DiscoveryServer(source, who, metrics, CLOCK, Limits(write_s=1.0))
+        limits, access = Limits(write_s=1.0), SecretAccess(api, CLOCK)
+        discovery = DiscoveryServer(source, who, metrics, CLOCK, limits, access=access)
         signer = CertificateServer(lambda: ROOT, who, metrics, CLOCK)
         server = GrpcServer([discovery.handlers(), signer.handlers()])
         server.listen("plain", "127.0.0.1:0")
@@ -195,13 +198,16 @@ async def test_changes_that_wait_become_one_push(mesh: Mesh) -> None:
 
 
 async def test_secrets_only_for_verified_callers(mesh: Mesh) -> None:
-    """The plaintext port serves no secrets; a token does."""
-    plain = XdsClient(mesh.channel("plain"), Mode.SOTW, node_of())
-    await plain.ask(SDS_TYPE, "s")
-    assert len((await plain.answer()).resources) == 0
-    known = XdsClient(mesh.channel("tls"), Mode.SOTW, node_of(), "good")
-    await known.ask(SDS_TYPE, "s")
-    assert [r.value for r in (await known.answer()).resources] == [b"secret"]
+    """The plaintext port serves no secrets, and sidecars get none; a gateway's token does."""
+    gateway = node_of()
+    gateway.id = gateway.id.replace("sidecar", "router")
+    table = [("plain", gateway, ""), ("tls", node_of(), "good"), ("tls", gateway, "good")]
+    seen = []
+    for port, node, token in table:
+        client = XdsClient(mesh.channel(port), Mode.SOTW, node, token)
+        await client.ask(SDS_TYPE, "s")
+        seen.append([entry.value for entry in (await client.answer()).resources])
+    assert seen == [[], [], [b"secret"]]
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,12 @@ class SecretAccess:
         self._clock = clock
         self._known: ExpiringMap[Account, tuple[float, bool]] = ExpiringMap(_ACCOUNTS_MAX)
 
-    async def allowed(self, who: Identity | None) -> bool:
-        """Whether this caller may have the Secrets of its namespace."""
+    async def allowed(self, who: Identity | None, *, gateway: bool) -> bool:
+        """Whether this caller may have the Secrets of its namespace. Sidecars need none."""
         if who is None or self._api is None:
             return who is not None
+        if not gateway:
+            return False
         account = (who.namespace, who.service_account)
         now = self._clock.monotonic()
         known = self._known.get(account, now)

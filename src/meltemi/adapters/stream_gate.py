@@ -67,10 +67,8 @@ class StreamGate:
             del self._open[caller]
 
     async def may_have_secrets(self, proxy: Proxy, who: Identity | None) -> bool:
-        """Whether Secrets go over this stream. Only gateways are ever given any."""
-        if proxy.type is not NodeType.ROUTER:
-            return False
-        return await self._access.allowed(who)
+        """Whether Secrets go over this stream."""
+        return await self._access.allowed(who, gateway=proxy.type is NodeType.ROUTER)
 
 
 def _caller(proxy: Proxy, who: Identity | None) -> str:
