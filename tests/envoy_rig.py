@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import socketserver
+import ssl
 import subprocess
 import threading
 import time
@@ -101,10 +102,14 @@ def fetch(
     address: str = "127.0.0.1",
     body: bytes | None = None,
     timeout: float = 15.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """One HTTP request on a connection of its own."""
+    """One HTTP request on a connection of its own; ``host`` is the name in TLS, too."""
     connection = http.client.HTTPConnection(address, port, timeout=timeout)
     try:
+        if tls is not None:
+            plain = socket.create_connection((address, port), timeout)
+            connection.sock = tls.wrap_socket(plain, server_hostname=host)
         sent = {"Connection": "close", **(headers or {})}
         if host:
             sent["Host"] = host

@@ -87,6 +87,23 @@ class Authority:
         return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def revocations(authority: Authority, *certificates: bytes) -> str:
+    """The authority's revocation list with these certificates (PEM) on it."""
+    now = datetime.datetime.now(datetime.UTC)  # noqa: TID251  certificates need the real time
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(now - _DAY)
+        .next_update(now + _DAY)
+    )
+    for pem in certificates:
+        serial = x509.load_pem_x509_certificate(pem).serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+        made = made.add_revoked_certificate(entry.build())
+    signed = made.sign(authority.key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
 def make_authority(name: str = "test root") -> Authority:
     """A fresh root."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -106,10 +123,17 @@ def make_authority(name: str = "test root") -> Authority:
     return Authority(key, made)
 
 
+def trust(folder: Path, authority: Authority, crl: str = "") -> None:
+    """Replace the roots, and the revocation lists, of a workload."""
+    fresh = folder / ".rootca.new"
+    fresh.write_text(secrets.render_rootca(authority.root.decode(), crl))
+    fresh.replace(folder / secrets.ROOTCA_FILE)
+
+
 def write_identity(folder: Path, authority: Authority, spiffe: str) -> None:
     """The SDS files of a workload."""
     folder.mkdir(parents=True, exist_ok=True)
     chain, key = authority.issue(spiffe)
     default = secrets.render_default(chain.decode(), secrets.SecretText(key.decode()))
     (folder / secrets.DEFAULT_FILE).write_text(default)
-    (folder / secrets.ROOTCA_FILE).write_text(secrets.render_rootca(authority.root.decode()))
+    trust(folder, authority)

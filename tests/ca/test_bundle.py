@@ -85,10 +85,13 @@ def test_a_crl_is_used_only_if_it_is_the_signing_authoritys() -> None:
     """With a list of somebody else verifiers would refuse every certificate."""
     good = {**files(SIGNING, MIDDLE, root=ROOT), "ca-crl.pem": SIGNING.crl(7)}
     held, findings = bundle.examine(good, NOW)
-    assert held is not None and findings == () and bundle.is_usable_crl(held)
+    assert held is not None and findings == () and bundle.is_usable_crl(held, NOW)
     for text in (OTHER.crl(7), b"nonsense"):
         held, findings = bundle.examine({**good, "ca-crl.pem": text}, NOW)
-        assert held is not None and not bundle.is_usable_crl(held)
+        assert held is not None and not bundle.is_usable_crl(held, NOW)
         assert [f.code for f in findings] == ["MLT0309"]
-    _, findings = bundle.examine({**good, "ca-crl.pem": SIGNING.crl(now=NOW - YEAR)}, NOW)
-    assert [f.code for f in findings] == ["MLT0310"]
+    for late in (NOW - YEAR, NOW - 86400 + 60):
+        # Verifiers would refuse everybody once it is out of date.
+        held, findings = bundle.examine({**good, "ca-crl.pem": SIGNING.crl(now=late)}, NOW)
+        assert [f.code for f in findings] == ["MLT0310"]
+        assert held is not None and not bundle.is_usable_crl(held, NOW)

@@ -282,3 +282,36 @@ def plugged(data: dict[str, bytes]) -> dict[str, Any]:
         "metadata": {"name": "cacerts", "namespace": "istio-system"},
         "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
     }
+
+
+async def test_revocations_are_published_while_they_are_in_force(
+    api: KubeApi, server: KubeServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """In a ConfigMap of their own and beside the roots; taken back in time, and when the file goes."""
+    monkeypatch.setattr("meltemi.adapters.ca_store.FOLDER_S", 0.01)
+    clock = ManualClock(time.time())
+    root = Made("root", start=time.time() - 60, end=time.time() + 1e8)
+    data = {**bundle_files(root, root=root), "ca-crl.pem": root.crl(7, now=time.time())}
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    held = AuthorityStore(clock, "cluster.local", "istio-system", api, tmp_path)
+    assert held.published() is None and held.revoked() is None
+    await held.start()
+    told: list[int] = []
+    held.listen(lambda: told.append(1))
+    publisher = RootPublisher(api, held.revoked, secrets.CRL_CONFIG_MAP)
+    held.listen(publisher.all_changed)
+    publisher.set_namespaces({"default"})
+
+    def shown() -> dict[str, str]:
+        found = server.objects.get(MAPS, {}).get(("default", secrets.CRL_CONFIG_MAP))
+        return found["data"] if found else {}
+
+    async with Tasks("test") as tasks:
+        tasks.spawn("follow", held.run)
+        tasks.spawn("publish", publisher.run)
+        await until(lambda: shown() == {"ca-crl.pem": data["ca-crl.pem"].decode()})
+        assert (held.published() or {})["ca-crl.pem"] == data["ca-crl.pem"].decode()
+        clock.advance(86400 - 600)  # the list ends in ten minutes
+        await until(lambda: told and shown() == {})
+        assert "ca-crl.pem" not in (held.published() or {})

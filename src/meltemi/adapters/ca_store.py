@@ -83,15 +83,21 @@ class AuthorityStore:
         """The authority, once found."""
         return self._current
 
-    def published(self) -> dict[str, str]:
-        """What every namespace shall trust, by the ConfigMap's keys; empty while there is nothing."""
-        if self._current is None:
-            return {}
+    def published(self) -> dict[str, str] | None:
+        """What every namespace shall trust, by the ConfigMap's keys; None while there is nothing."""
+        revoked = self.revoked()
+        if self._current is None or revoked is None:
+            return None
         renewal = self.rotation.renewal if self.rotation else 0
-        data = {secrets.ROOT_KEY: rotation.published(self._current.roots, renewal)}
-        if bundle.is_usable_crl(self._current):
-            data[bundle.CRL] = self._current.crl
-        return data
+        return {secrets.ROOT_KEY: rotation.published(self._current.roots, renewal), **revoked}
+
+    def revoked(self) -> dict[str, str] | None:
+        """The revocation lists that verifiers shall use; empty without any, None while there is no authority."""
+        if self._current is None:
+            return None
+        if not bundle.is_usable_crl(self._current, self._clock.now()):
+            return {}
+        return {bundle.CRL: self._current.crl}
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Be called after each change."""
@@ -111,11 +117,15 @@ class AuthorityStore:
     async def run(self) -> None:
         """Keep level with the Secret or folder, and repair it."""
         mark, looked = self._mark(), self._clock.monotonic()
+        revoked = self.revoked()
         while True:
             try:
                 async with asyncio.timeout(FOLDER_S):
                     await self._look.wait()
             except TimeoutError:
+                if revoked != (revoked := self.revoked()):
+                    log.warning("revocation lists came into force or are out of date")
+                    self._tell()
                 # A mounted Secret changes without an event: the kubelet swaps a symlink.
                 found = self._mark()
                 if found == mark and self._clock.monotonic() - looked < CHECK_S:
@@ -247,6 +257,9 @@ class AuthorityStore:
             rotation=state.phase.value if state else "none",
             expires_in_days=round((current.expires - self._clock.now()) / 86400),
         )
+        self._tell()
+
+    def _tell(self) -> None:
         for callback in self._listeners:
             callback()
 

@@ -66,11 +66,17 @@ class Dirty:
 
 
 class RootPublisher:
-    """ConfigMap ``istio-ca-root-cert`` in every namespace."""
+    """A ConfigMap of one name in every namespace: ``istio-ca-root-cert``, or ``istio-ca-crl``."""
 
-    def __init__(self, api: KubeApi, wanted: Callable[[], Mapping[str, str]]) -> None:
-        """``wanted`` gives the ConfigMap's data; empty while there is nothing to publish."""
+    def __init__(
+        self,
+        api: KubeApi,
+        wanted: Callable[[], Mapping[str, str] | None],
+        name: str = secrets.ROOT_CONFIG_MAP,
+    ) -> None:
+        """``wanted`` gives the ConfigMap's data; None while it is not known, empty when there shall be none."""
         self._api = api
+        self.name = name
         self._wanted = wanted
         self._namespaces: set[str] = set()
         self._published: dict[str, Mapping[str, str]] = {}
@@ -119,7 +125,7 @@ class RootPublisher:
 
     def pending(self) -> tuple[str, ...]:
         """Namespaces that do not have the present roots yet."""
-        wanted = self._wanted()
+        wanted = self._wanted() or {}
         return tuple(n for n in sorted(self._namespaces) if not self._has(n, wanted))
 
     def _has(self, namespace: str, wanted: Mapping[str, str]) -> bool:
@@ -128,19 +134,19 @@ class RootPublisher:
 
     async def _publish(self, namespace: str) -> None:
         data = self._wanted()
-        if namespace not in self._namespaces or not data or self._has(namespace, data):
+        if namespace not in self._namespaces or data is None or self._has(namespace, data):
             return
-        wanted = secrets.root_config_map(namespace, data)
+        wanted = secrets.root_config_map(namespace, data, self.name)
         path = collection("v1", "configmaps", namespace)
         if namespace in self._published:
             # A list that is no longer there must not stay in force.
             body = {"data": {bundle.CRL: None, **data}}
-            target = f"{path}/{secrets.ROOT_CONFIG_MAP}"
+            target = f"{path}/{self.name}"
             await self._api.json("PATCH", target, body=body, content_type=MERGE)
         else:
             await self._api.json("POST", path, body=wanted)
         self._published[namespace] = data
-        log.debug("root certificate published", namespace=namespace)
+        log.debug("published", name=self.name, namespace=namespace)
 
 
 class _NamespaceSink:
@@ -173,16 +179,16 @@ class _ConfigMapSink:
             {
                 namespace: value.data or {}
                 for (namespace, name), value in objects.items()
-                if name == secrets.ROOT_CONFIG_MAP
+                if name == self._owner.name
             }
         )
 
     def changed(self, key: ObjectKey, value: kubernetes.ConfigMap) -> None:
-        if key[1] == secrets.ROOT_CONFIG_MAP:
+        if key[1] == self._owner.name:
             self._owner.note_published(key[0], value.data or {})
 
     def deleted(self, key: ObjectKey) -> None:
-        if key[1] == secrets.ROOT_CONFIG_MAP:
+        if key[1] == self._owner.name:
             self._owner.note_published(key[0], None)
 
 

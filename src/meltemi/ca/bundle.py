@@ -28,6 +28,8 @@ CERT, KEY, CHAIN, ROOT, CRL = (
 FILES = (CERT, KEY, CHAIN, ROOT, CRL, "ca.crl", "tls.crt", "tls.key", "ca.crt")
 _SOON_S = 30 * 24 * 3600.0
 _DEPTH_MAX = 16
+# Time for every proxy to hear that a revocation list is no longer in force.
+_TAKEN_BACK_S = 900.0
 
 
 def examine(
@@ -179,11 +181,17 @@ def _path_length(certificate: x509.Certificate) -> int | None:
         return None
 
 
-def is_usable_crl(held: Authority) -> bool:
-    """Whether verifiers may be given the authority's revocation lists: one is the signing authority's own."""
+def is_usable_crl(held: Authority, now: float) -> bool:
+    """Whether verifiers may be given the authority's revocation lists: one is the signing authority's own, none is out of date.
+
+    Verifiers refuse everybody once a list is out of date, so it is taken back a little before.
+    """
     try:
         lists = authority.revocation_lists(held.crl)
     except ValueError:
+        return False
+    ends = [entry.next_update_utc.timestamp() for entry in lists if entry.next_update_utc]
+    if min(ends, default=now + _TAKEN_BACK_S) < now + _TAKEN_BACK_S:
         return False
     return any(authority.covers(entry, held.certificate) for entry in lists)
 
@@ -211,11 +219,12 @@ def _crl(held: Authority, now: float, origin: Origin) -> Iterable[Finding]:
             "add a list that ca-cert.pem's key has signed",
         )
     for entry in lists:
-        if entry.next_update_utc and entry.next_update_utc.timestamp() <= now:
+        if entry.next_update_utc and entry.next_update_utc.timestamp() <= now + _TAKEN_BACK_S:
             yield Finding(
                 "MLT0310",
                 Level.WARNING,
-                f"a revocation list in ca-crl.pem is out of date since {entry.next_update_utc:%Y-%m-%d %H:%M} UTC",
+                f"a revocation list in ca-crl.pem is in force until {entry.next_update_utc:%Y-%m-%d %H:%M} UTC only, and "
+                "is no longer given to proxies: revoked certificates are accepted",
                 origin,
                 "put the present list there",
             )

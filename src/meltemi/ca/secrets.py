@@ -14,6 +14,7 @@ from meltemi.ca import authority
 SELF_SIGNED_SECRET = "istio-ca-secret"  # noqa: S105 - a Secret's name
 PLUGGED_SECRET = "cacerts"  # noqa: S105 - a Secret's name
 ROOT_CONFIG_MAP = "istio-ca-root-cert"
+CRL_CONFIG_MAP = "istio-ca-crl"
 ROOT_KEY = "root-cert.pem"
 SELF_SIGNED_TYPE = "istio.io/ca-root"
 
@@ -68,13 +69,15 @@ def files_of(held: authority.Authority) -> dict[str, str]:
     return {**files, "ca-crl.pem": held.crl} if held.crl else files
 
 
-def root_config_map(namespace: str, data: Mapping[str, str]) -> dict[str, Any]:
+def root_config_map(
+    namespace: str, data: Mapping[str, str], name: str = ROOT_CONFIG_MAP
+) -> dict[str, Any]:
     """The ConfigMap through which every namespace learns the root, and what has been revoked."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": ROOT_CONFIG_MAP,
+            "name": name,
             "namespace": namespace,
             "labels": {"istio.io/config": "true"},
         },

@@ -296,20 +296,12 @@ class ControlPlane:
             return held.roots if held else ""
 
         publisher = RootPublisher(api, store.published)
-        by_name = f"metadata.name={secrets.ROOT_CONFIG_MAP}"
-        maps = Collection("/api/v1/configmaps", field_selector=by_name)
-        held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
-
-        async def publish() -> None:
-            # What is published must be known before anything is written.
-            await held.synced.wait()
-            await publisher.run()
-
-        source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
+        revoked = RootPublisher(api, store.revoked, secrets.CRL_CONFIG_MAP)
+        for each in (publisher, revoked):
+            _publish_everywhere(tasks, source, each)
+            store.listen(each.all_changed)
         for name in (secrets.SELF_SIGNED_SECRET, secrets.PLUGGED_SECRET, rotation.SECRET):
             source.secret(self.options.namespace, name, store)
-        store.listen(publisher.all_changed)
-        tasks.spawn("publish root", publish, restart=True)
         service = (self.options.namespace, f"istiod{self.options.suffix}")
         for plural, fail in (
             ("mutatingwebhookconfigurations", False),
@@ -408,6 +400,21 @@ class ControlPlane:
             self.metrics.root_expiry_s.set(held.root_expires - now)
             self.metrics.chain_expiry.set(held.chain_expires)
             self.metrics.chain_expiry_s.set(held.chain_expires - now)
+
+
+def _publish_everywhere(tasks: Tasks, source: KubeSource, publisher: RootPublisher) -> None:
+    """Keep a ConfigMap in every namespace."""
+    by_name = f"metadata.name={publisher.name}"
+    maps = Collection("/api/v1/configmaps", field_selector=by_name)
+    held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
+
+    async def publish() -> None:
+        # What is published must be known before anything is written.
+        await held.synced.wait()
+        await publisher.run()
+
+    source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
+    tasks.spawn(f"publish {publisher.name}", publish, restart=True)
 
 
 def _all(address: str) -> str:
