@@ -24,6 +24,7 @@ from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
 from meltemi.push.classes import class_key
 from meltemi.push.context import PushContext, build_push_context
+from meltemi.push.issuer_keys import NO_ISSUER_KEYS, IssuerKeys
 from meltemi.push.secrets import secret_from_data
 from meltemi.registry.from_kubernetes import RegistrySettings
 from meltemi.registry.store import RegistryStore
@@ -137,7 +138,12 @@ def _placed(config: Config[Any]) -> Config[Any]:
 
 
 def build_world(
-    text: str, *, mesh: str = "", networks: str = "", source: str = "test.yaml"
+    text: str,
+    *,
+    mesh: str = "",
+    networks: str = "",
+    source: str = "test.yaml",
+    issuer_keys: IssuerKeys = NO_ISSUER_KEYS,
 ) -> World:
     """Build a mesh from YAML documents. Objects are as old as their order in the text."""
     raws, findings = parse_yaml(text, source)
@@ -176,6 +182,7 @@ def build_world(
         secrets,
         endpoints=store.endpoints,
         networks=parse_mesh_networks(networks)[0] if networks else None,
+        issuer_keys=issuer_keys,
         namespaces={
             entry.metadata.name: dict(entry.metadata.labels or {})
             for entry in natives

@@ -18,6 +18,7 @@ from pathlib import Path
 from envoy_rig import Backend, Envoy, TcpBackend, fetch, wait_for
 from meltemi.ir.authorization import Rbac
 from meltemi.ir.listener import HttpManager
+from meltemi.push.issuer_keys import NO_ISSUER_KEYS
 from mesh_world import World, build_world, pod, service
 from pki import Authority, make_authority, write_identity
 
@@ -83,6 +84,7 @@ class Guard:
         self._cases = itertools.count(1)
         self.log = folder / "access.log"
         self.world: World
+        self.issuer_keys = NO_ISSUER_KEYS
 
     def build(self, rules: str = "", mesh: str = "") -> World:
         """The mesh with these rules."""
@@ -98,6 +100,7 @@ class Guard:
             mesh=f"inboundTrafficPolicy: {{mode: LOCALHOST}}\naccessLogFile: {self.log}\n"
             # The number makes every configuration a new one, which Envoy says that it has.
             f'accessLogFormat: "{_LOG.format(next(self._cases))}"\n' + mesh,
+            issuer_keys=self.issuer_keys,
         )
 
     def apply(self, rules: str = "", mesh: str = "", *, clean: bool = True) -> World:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.server
 import json
 import socketserver
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from envoy_rig import wait_for
+from meltemi.adapters.issuer_discovery import IssuerDiscovery
+from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.world import World
+from meltemi.kit.clock import SystemClock
+from meltemi.model.config import Key
+from meltemi.push.issuer_keys import NO_ISSUER_KEYS, IssuerKeys
 from policy.guard import PLAIN, Guard, policy
 from policy.tokens import Issuer
 
@@ -197,18 +206,22 @@ def test_several_policies_add_up(guard: Guard) -> None:
 
 
 class KeyServer:
-    """Serves ``keys``, or 503 while there are none."""
+    """An issuer: its discovery document and ``keys``, or 503 while there are none."""
 
     def __init__(self) -> None:
         self.keys = b""
+        self.document: dict[str, object] | None = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send_response(200 if outer.keys else 503)
-                self.send_header("content-length", str(len(outer.keys)))
+                body = outer.keys
+                if self.path.endswith("/.well-known/openid-configuration"):
+                    body = json.dumps(outer.document).encode() if outer.document else b""
+                self.send_response(200 if body else 503)
+                self.send_header("content-length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(outer.keys)
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -216,6 +229,7 @@ class KeyServer:
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
@@ -224,24 +238,116 @@ class KeyServer:
         self._server.server_close()
 
 
-@pytest.mark.covers("RequestAuthentication.jwtRules.jwksUri")
-def test_keys_from_an_address(guard: Guard) -> None:
-    """The proxy fetches them. Until it can, tokens are refused and other requests pass; then they are accepted."""
+@pytest.fixture
+def issuer_server() -> Iterator[KeyServer]:
+    """One issuer on the network."""
     server = KeyServer()
-    try:
-        uri = f"http://127.0.0.1:{server.port}/keys"
-        guard.apply(jwt(f"{{issuer: '{ONE.name}', jwksUri: '{uri}', timeout: 2s}}"))
-        assert guard.send(PLAIN).status == 200
-        assert guard.send(PLAIN, token=ONE.token()).status == 401
-        server.keys = ONE.keys.encode()
-        wait_for("accepted tokens", lambda: guard.send(PLAIN, token=ONE.token()).status == 200)
-        assert guard.send(PLAIN, token=FORGER.token()).status == 401
-    finally:
-        server.close()
+    yield server
+    server.close()
+
+
+@pytest.mark.covers(
+    "RequestAuthentication.jwtRules.jwksUri", "RequestAuthentication.jwtRules.timeout"
+)
+def test_keys_from_an_address(guard: Guard, issuer_server: KeyServer) -> None:
+    """The proxy fetches them. Until it can, tokens are refused and other requests pass; then they are accepted."""
+    uri = f"{issuer_server.url}/keys"
+    guard.apply(jwt(f"{{issuer: '{ONE.name}', jwksUri: '{uri}', timeout: 2s}}"))
+    assert guard.send(PLAIN).status == 200
+    assert guard.send(PLAIN, token=ONE.token()).status == 401
+    issuer_server.keys = ONE.keys.encode()
+    wait_for("accepted tokens", lambda: guard.send(PLAIN, token=ONE.token()).status == 200)
+    assert guard.send(PLAIN, token=FORGER.token()).status == 401
+
+
+def discover(guard: Guard, text: str, **held: bool) -> IssuerDiscovery:
+    """What istiod finds out about the issuers of these rules; ``guard`` serves with it from then on."""
+    world, metrics = World(issuer_keys=IssuerKeys(**held)), Metrics()
+    for key, config in enumerate(guard.build(text).context.configs["RequestAuthentication"]):
+        world.put_config(Key(config.kind, "default", str(key)), config)
+    finder = IssuerDiscovery(world, metrics, SystemClock())
+
+    async def run() -> None:
+        await finder.refresh()
+        finder._due.clear()
+        await finder.refresh()
+
+    asyncio.run(run())
+    guard.issuer_keys = world.issuer_keys
+    return finder
+
+
+@pytest.fixture
+def known(guard: Guard) -> Iterator[Guard]:
+    """What is found out ends with the test."""
+    yield guard
+    guard.issuer_keys = NO_ISSUER_KEYS
+
+
+@pytest.mark.parametrize("by_proxies", [True, False], ids=["proxies fetch", "istiod fetches"])
+def test_keys_by_discovery(known: Guard, issuer_server: KeyServer, by_proxies: bool) -> None:
+    """Neither jwks nor jwksUri: the issuer's discovery document says where they are."""
+    issuer = Issuer(issuer_server.url)
+    rules = jwt(f"{{issuer: '{issuer.name}'}}", keys(TWO)) + REQUIRED
+    discover(known, rules, by_proxies=by_proxies)
+    world = known.apply(rules)
+    assert "MLT0214" in [finding.code for finding in world.ir("server").findings]
+    assert known.send(PLAIN, token=issuer.token()).status == 401
+    assert known.send(PLAIN, token=TWO.token()).status == 200
+    issuer_server.document = {"issuer": issuer.name, "jwks_uri": f"{issuer.name}/keys"}
+    issuer_server.keys = issuer.keys.encode()
+    discover(known, rules, by_proxies=by_proxies)
+    world = known.apply(rules)
+    assert "MLT0214" not in [finding.code for finding in world.ir("server").findings]
+    wait_for("accepted", lambda: known.send(PLAIN, token=issuer.token()).status == 200)
+    assert known.send(PLAIN, token=Issuer(issuer.name).token()).status == 401
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"issuer": "https://elsewhere", "jwks_uri": "http://127.0.0.1/keys"},
+        {"jwks_uri": "http://127.0.0.1/keys"},
+        {"issuer": "SELF", "jwks_uri": "file:///etc/passwd"},
+        {"issuer": "SELF"},
+        ["SELF"],
+    ],
+)
+def test_discovery_documents_that_are_not_believed(
+    known: Guard, issuer_server: KeyServer, document: Any
+) -> None:
+    """Of another issuer, or without an address on the network."""
+    text = json.dumps(document).replace("SELF", issuer_server.url)
+    issuer_server.document = json.loads(text)
+    discover(known, jwt(f"{{issuer: '{issuer_server.url}'}}"))
+    assert not known.issuer_keys.addresses
+
+
+def test_what_was_found_stays_while_the_issuer_is_away(
+    known: Guard, issuer_server: KeyServer
+) -> None:
+    """And what it withdraws is withdrawn once it answers again."""
+    issuer = Issuer(issuer_server.url)
+    issuer_server.document = {"issuer": issuer.name, "jwks_uri": f"{issuer.name}/keys"}
+    issuer_server.keys = issuer.keys.encode()
+    finder = discover(known, jwt(f"{{issuer: '{issuer.name}'}}"), by_proxies=False)
+    before = finder._world.issuer_keys
+    assert before.sets == {f"{issuer.name}/keys": issuer.keys}
+
+    def again() -> IssuerKeys:
+        finder._due.clear()
+        asyncio.run(finder.refresh())
+        return finder._world.issuer_keys
+
+    issuer_server.keys = b""
+    assert again() == before
+    fresh = Issuer(issuer.name, "k9")
+    issuer_server.keys = fresh.keys.encode()
+    assert again().sets == {f"{issuer.name}/keys": fresh.keys}
 
 
 def test_an_issuer_without_keys(guard: Guard) -> None:
-    """Its tokens are refused, with a finding."""
+    """One that is no address has no discovery document: its tokens are refused, with a finding."""
     world = guard.apply(jwt(f"{{issuer: '{ONE.name}'}}", keys(TWO)))
     assert [finding.code for finding in world.ir("server").findings] == ["MLT0214"]
     assert guard.send(PLAIN, token=ONE.token()).status == 401

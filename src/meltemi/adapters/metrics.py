@@ -103,6 +103,12 @@ class Metrics:
         self.rejected_configs = gauge(
             "pilot_total_rejected_configs", "Objects that are not used because they are wrong"
         )
+        self.jwks_fetch_success = counter(
+            "pilot_jwks_resolver_network_fetch_success_total", "Answers of token issuers"
+        )
+        self.jwks_fetch_fail = counter(
+            "pilot_jwks_resolver_network_fetch_fail_total", "Token issuers that did not answer"
+        )
         self.pending_pods = gauge(
             "pilot_k8s_endpoints_pending_pod",
             "Pods that endpoints name and no watch has told of yet",

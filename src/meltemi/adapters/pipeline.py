@@ -325,7 +325,7 @@ class Pipeline:
         frozen = self._frozen()
         configs = list(world.configs.values())
         secrets, namespaces, mesh = dict(world.secrets), dict(world.namespaces), world.mesh
-        networks = world.networks
+        networks, issuer_keys = world.networks, world.issuer_keys
 
         def build() -> PushContext:
             return build_push_context(
@@ -337,6 +337,7 @@ class Pipeline:
                 endpoints=frozen,
                 namespaces=namespaces,
                 networks=networks,
+                issuer_keys=issuer_keys,
             )
 
         self.context = await self._in_worker(build)

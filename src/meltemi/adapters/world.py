@@ -20,6 +20,7 @@ from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig, MeshNetworks
 from meltemi.model.origin import Finding, Level
+from meltemi.push.issuer_keys import NO_ISSUER_KEYS, IssuerKeys
 from meltemi.push.secrets import SecretData, secret_from_data
 from meltemi.registry.from_kubernetes import RegistrySettings
 from meltemi.registry.index import ServiceKey
@@ -50,12 +51,14 @@ class Change:
 
 @dataclass(eq=False)
 class World:
-    """See the module. ``listener`` hears of every change, in order."""
+    """See the module. ``listener`` hears of every change, in order, and ``watchers`` after it."""
 
     settings: RegistrySettings = field(default_factory=RegistrySettings)
     mesh: MeshConfig = DEFAULT_MESH_CONFIG
     networks: MeshNetworks = field(default_factory=MeshNetworks)
     listener: Callable[[Change], None] = lambda change: None
+    watchers: list[Callable[[Change], None]] = field(default_factory=list)
+    issuer_keys: IssuerKeys = NO_ISSUER_KEYS
     configs: dict[Key, AnyConfig] = field(default_factory=dict)
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
     secrets: dict[Name, SecretData] = field(default_factory=dict)
@@ -88,6 +91,14 @@ class World:
             return
         self.networks = networks
         self._tell(Change(everything=True, reason="networks"))
+
+    def set_issuer_keys(self, found: IssuerKeys) -> None:
+        """The issuers' keys are these now."""
+        if found == self.issuer_keys:
+            return
+        self.issuer_keys = found
+        rules = frozenset(key for key in self.configs if key.kind == "RequestAuthentication")
+        self._tell(Change(rules, reason="jwks"))
 
     # --- Kubernetes' own kinds ----------------------------------------------------------------------
 
@@ -231,6 +242,8 @@ class World:
     def _tell(self, change: Change) -> None:
         if change:
             self.listener(change)
+            for watcher in self.watchers:
+                watcher(change)
 
 
 def _from_registry(changes: Changes, keys: frozenset[Key | str], reason: str) -> Change:

@@ -22,6 +22,7 @@ from meltemi.model.topology import Gateway, Sidecar
 from meltemi.model.traffic import VirtualService
 from meltemi.push.discovered import configs_of, discovered, registry_of
 from meltemi.push.facts import NO_FACTS, EndpointFacts, derive_facts
+from meltemi.push.issuer_keys import NO_ISSUER_KEYS, IssuerKeys
 from meltemi.push.networks import NO_NETWORKS, Networks, derive_networks
 from meltemi.push.secrets import SecretData
 from meltemi.registry.index import Registry
@@ -49,6 +50,7 @@ class PushContext:
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     secrets: Mapping[ServiceKey, SecretData] = field(default_factory=dict)
     networks: Networks = NO_NETWORKS
+    issuer_keys: IssuerKeys = NO_ISSUER_KEYS
     version: str = ""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -117,6 +119,11 @@ def _digest(services: Iterable[Service], configs: Iterable[AnyConfig], seed: str
     return state.hexdigest()
 
 
+def _told(keys: IssuerKeys) -> str:
+    """In an order of its own: replicas hear of issuers in any."""
+    return repr((sorted(keys.addresses.items()), sorted(keys.sets.items())))
+
+
 def build_push_context(
     mesh: MeshConfig,
     registry: Registry,
@@ -127,6 +134,7 @@ def build_push_context(
     endpoints: EndpointSource | None = None,
     namespaces: Mapping[str, Mapping[str, str]] | None = None,
     networks: MeshNetworks | None = None,
+    issuer_keys: IssuerKeys = NO_ISSUER_KEYS,
 ) -> PushContext:
     """A new snapshot.
 
@@ -168,5 +176,6 @@ def build_push_context(
         namespaces=namespaces or {},
         secrets=secrets or {},
         networks=derive_networks(networks or MeshNetworks(), services),
-        version=_digest(services, everything, repr(mesh) + repr(networks)),
+        issuer_keys=issuer_keys,
+        version=_digest(services, everything, f"{mesh!r}{networks!r}{_told(issuer_keys)}"),
     )

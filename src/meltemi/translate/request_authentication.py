@@ -1,8 +1,8 @@
 """RequestAuthentication: which tokens are accepted at a workload, and where their keys come from.
 
 A request without a token passes (AuthorizationPolicy may ask for one); one whose tokens are all invalid, or of an issuer that
-nobody named, is refused. Keys are given inline or fetched by the proxy; a rule whose keys cannot be had refuses
-every token of its issuer.
+nobody named, is refused. Keys are given inline, or fetched by the proxy or by istiod, from an address that is written down or that the
+issuer's OpenID discovery document gives; a rule whose keys cannot be had refuses every token of its issuer.
 """
 
 from __future__ import annotations
@@ -57,29 +57,47 @@ def _keys(
     build: Build, config: Config[RequestAuthentication], rule: JWTRule, path: str
 ) -> str | RemoteKeys:
     if rule.jwks:
-        keys, problems = usable_keys(rule.jwks)
-        for problem in problems:
-            build.report(
-                "MLT0215",
-                f"a key of issuer {rule.issuer} is not used: {problem}",
-                config.origin(f"{path}.jwks"),
-                "paste the key set as the issuer publishes it",
-            )
-        return keys
+        return _checked(build, config, rule, f"{path}.jwks", rule.jwks)
+    held = build.context.issuer_keys
+    uri = _address(build, rule)
     try:
-        if not rule.jwks_uri:
-            raise ValueError("neither jwks nor jwksUri is given")
-        name, _ = key_cluster(build, rule.jwks_uri)
+        if not uri:
+            raise ValueError("its discovery document has not been read yet")
+        name, _ = key_cluster(build, uri)
+        if not held.by_proxies and uri not in held.sets:
+            raise ValueError(f"{uri} has not been fetched yet")
     except ValueError as problem:
         build.report(
             "MLT0214",
             f"no keys for issuer {rule.issuer}: {problem}; its tokens are refused",
             config.origin(path),
-            "add jwks or jwksUri",
+            "see that istiod reaches the issuer, or add jwks or jwksUri",
         )
         return NO_KEYS
+    if not held.by_proxies:
+        return _checked(build, config, rule, f"{path}.jwksUri", held.sets[uri])
     timeout = rule.timeout if rule.timeout else _TIMEOUT_S
-    return RemoteKeys(rule.jwks_uri, name, timeout)
+    return RemoteKeys(uri, name, timeout)
+
+
+def _address(build: Build, rule: JWTRule) -> str:
+    """Where the keys are: written down, or found by OpenID discovery; "" while that has not succeeded."""
+    return rule.jwks_uri or build.context.issuer_keys.addresses.get(rule.issuer, "")
+
+
+def _checked(
+    build: Build, config: Config[RequestAuthentication], rule: JWTRule, path: str, text: str
+) -> str:
+    """The usable keys of a key set."""
+    keys, problems = usable_keys(text)
+    for problem in problems:
+        build.report(
+            "MLT0215",
+            f"a key of issuer {rule.issuer} is not used: {problem}",
+            config.origin(path),
+            "paste the key set as the issuer publishes it",
+        )
+    return keys
 
 
 def _provider(
@@ -118,10 +136,11 @@ def key_clusters(build: Build, configs: Iterable[AnyConfig]) -> list[Cluster]:
     found: dict[str, Cluster] = {}
     for config in configs:
         for rule in config.spec.jwt_rules:
-            if rule.jwks or not rule.jwks_uri:
+            uri = _address(build, rule)
+            if rule.jwks or not uri or not build.context.issuer_keys.by_proxies:
                 continue
             try:
-                name, made = key_cluster(build, rule.jwks_uri)
+                name, made = key_cluster(build, uri)
             except ValueError:
                 continue
             if made is not None:
