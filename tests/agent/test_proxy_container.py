@@ -296,22 +296,6 @@ def test_a_new_root_is_trusted_at_once(container: Container, control_plane: Cont
     eventually(lambda: control_plane.requests == 2, "new certificate")
 
 
-def test_revocations_reach_envoy_with_the_roots(
-    container: Container, control_plane: ControlPlane
-) -> None:
-    """The list beside the roots is given to Envoy when it appears, and taken back when it goes."""
-    container.start_ready()
-    sds = container.credentials / "sds-rootca.json"
-    assert "crl" not in sds.read_text()
-    crl = container.root.with_name("ca-crl.pem")
-    crl.write_text("-----BEGIN X509 CRL-----\n")
-    eventually(lambda: "BEGIN X509 CRL" in sds.read_text(), "revocation list")
-    assert control_plane.authority.pem in container.roots()
-    crl.unlink()
-    eventually(lambda: "crl" not in sds.read_text(), "no revocation list")
-    assert control_plane.requests == 1
-
-
 def test_a_certificate_for_someone_else_is_refused(
     container: Container, control_plane: ControlPlane
 ) -> None:
