@@ -19,7 +19,8 @@ from istiod.waiting import until
 from istiod.xds_client import XdsClient, node_of
 from meltemi.adapters.authenticate import Authenticator, KubeReviewer
 from meltemi.adapters.ca_grpc import CertificateServer, chain_pem
-from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer, Limits
+from meltemi.adapters.discovery_connections import Connection
+from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, Serving, credentials
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.kube_connection import Connection as KubeConnection

@@ -62,6 +62,13 @@ CONTROLLER_REVISIONS: Final = ResourceType(
 JOBS: Final = ResourceType("batch", "v1", "jobs", "Job")
 CRON_JOBS: Final = ResourceType("batch", "v1", "cronjobs", "CronJob")
 ENDPOINT_SLICES: Final = ResourceType("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
+CERTIFICATE_SIGNING_REQUESTS: Final = ResourceType(
+    "certificates.k8s.io",
+    "v1",
+    "certificatesigningrequests",
+    "CertificateSigningRequest",
+    namespaced=False,
+)
 LEASES: Final = ResourceType("coordination.k8s.io", "v1", "leases", "Lease")
 POD_DISRUPTION_BUDGETS: Final = ResourceType(
     "policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"

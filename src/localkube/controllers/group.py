@@ -31,6 +31,7 @@ from localkube.controllers.namespace import (
 from localkube.controllers.nodelifecycle import NodeLifecycleController, PodGarbageController
 from localkube.controllers.replicaset import ReplicaSetController
 from localkube.controllers.scheduler import Scheduler
+from localkube.controllers.signing import SigningController
 from localkube.controllers.statefulset import StatefulSetController
 from localkube.controllers.tokens import TokenSecretController
 from localkube.kit.tasks import Tasks
@@ -77,6 +78,7 @@ class Controllers:
             PodGarbageController(cache, executor),
             DisruptionController(cache, executor),
             TokenSecretController(cache, executor, ca_pem),
+            SigningController(cache, executor),
             GarbageCollector(client, cache, executor, discovery),
         ]
 

@@ -8,6 +8,7 @@ a certificate for another key or another identity is refused. istiod proves itse
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 from cryptography import x509
@@ -17,6 +18,21 @@ from grpc import aio
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 DEADLINE_S = 10.0
+CERT_SIGNER = (
+    "CertSigner"  # the request's metadata: which of several signers (Istio's agents send it)
+)
+
+
+class Signer(Protocol):
+    """Signs in the place of istiod's own authority."""
+
+    async def sign(self, csr: str, identity: str, ttl_s: int, cert_signer: str = "") -> list[str]:
+        """The chain, leaf first and root last. Raises ExternalRefused."""
+        ...
+
+    async def close(self) -> None:
+        """End what it holds."""
+        ...
 
 
 class ExternalRefused(Exception):
@@ -33,10 +49,12 @@ class ExternalAuthority:
         self._token_file = token_file
         self._channel: aio.Channel | None = None
 
-    async def sign(self, csr: str, identity: str, ttl_s: int) -> list[str]:
-        """The chain, leaf first and root last. Raises ExternalRefused."""
+    async def sign(self, csr: str, identity: str, ttl_s: int, cert_signer: str = "") -> list[str]:
+        """The chain, leaf first and root last. ``cert_signer`` is handed on. Raises ExternalRefused."""
         request = ca_pb2.IstioCertificateRequest(csr=csr, validity_duration=ttl_s)
         request.metadata.update({"ImpersonatedIdentity": identity})
+        if cert_signer:
+            request.metadata.update({CERT_SIGNER: cert_signer})
         try:
             call = self._connected().unary_unary(
                 CREATE_CERTIFICATE,
@@ -51,7 +69,7 @@ class ExternalAuthority:
         except OSError as error:
             raise ExternalRefused(f"{error.filename} cannot be read: {error.strerror}") from error
         chain = list(answer.cert_chain)
-        _check(chain, csr, identity)
+        check_chain(chain, csr, identity)
         return chain
 
     async def close(self) -> None:
@@ -76,7 +94,8 @@ class ExternalAuthority:
         return (("authorization", f"Bearer {token}"),)
 
 
-def _check(chain: list[str], csr: str, identity: str) -> None:
+def check_chain(chain: list[str], csr: str, identity: str) -> None:
+    """What was signed must be the key that was sent, for the identity that was proven. Raises ExternalRefused."""
     try:
         leaf = x509.load_pem_x509_certificate(chain[0].encode())
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

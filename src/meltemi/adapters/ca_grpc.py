@@ -16,7 +16,7 @@ import structlog
 from cryptography import x509
 
 from meltemi.adapters.authenticate import Authenticator, CannotReview
-from meltemi.adapters.ca_external import ExternalAuthority, ExternalRefused
+from meltemi.adapters.ca_external import CERT_SIGNER, ExternalRefused, Signer
 from meltemi.adapters.metrics import Metrics
 from meltemi.ca import authority
 from meltemi.ca.identity import Identity, NotAuthenticated, NotPermitted, impersonate
@@ -56,7 +56,7 @@ class CertificateServer:
         note: Note = lambda who, hints, peer, held, expires: None,
         trusted_nodes: tuple[str, ...] = (),
         beside: Beside = lambda namespace, pod: frozenset(),
-        external: ExternalAuthority | None = None,
+        external: Signer | None = None,
     ) -> None:
         """``note`` hears of every certificate issued; ``external`` signs instead of ``current``.
 
@@ -118,7 +118,8 @@ class CertificateServer:
                 log.warning("impersonation refused", identity=who.spiffe, reason=str(error))
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if self._external is not None:
-            return await self._forward(self._external, request, who, context)
+            signer = hints.get(CERT_SIGNER, "")
+            return await self._forward(self._external, request, who, signer, context)
         held = self._current()
         if held is None:
             await context.abort(
@@ -150,12 +151,15 @@ class CertificateServer:
         return self._of_accounts.take(who.spiffe, now)
 
     async def _forward(
-        self, external: ExternalAuthority, request: Any, who: Identity, context: Any
+        self, external: Signer, request: Any, who: Identity, signer: str, context: Any
     ) -> Any:
         """Let another authority sign, for the identity that was proven here."""
         try:
             chain = await external.sign(
-                request.csr, who.spiffe, request.validity_duration or int(self._default_ttl_s)
+                request.csr,
+                who.spiffe,
+                request.validity_duration or int(self._default_ttl_s),
+                signer,
             )
         except ExternalRefused as error:
             self._metrics.sign_errors.labels("external").inc()

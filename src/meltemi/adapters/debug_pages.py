@@ -21,7 +21,8 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import json_format
 
-from meltemi.adapters.discovery_grpc import SHORT, Connection
+from meltemi.adapters.discovery_connections import Connection
+from meltemi.adapters.discovery_grpc import SHORT
 from meltemi.adapters.pipeline import Pipeline
 from meltemi.discovery.watch import Watch
 from meltemi.inject import InjectionConfig

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -20,6 +20,7 @@ import structlog
 from grpc import aio
 
 from meltemi.adapters.authenticate import Authenticator, CannotReview
+from meltemi.adapters.discovery_connections import Connection, Connections
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.stream_gate import StreamGate, message_bucket
@@ -46,7 +47,6 @@ from meltemi.model.names import (
     RDS_TYPE,
     SDS_TYPE,
 )
-from meltemi.model.proxy import Proxy
 from meltemi.model.resource import Resource
 
 SHORT = {
@@ -57,70 +57,10 @@ SHORT = {
     SDS_TYPE: "sds",
     NDS_TYPE: "nds",
 }
-WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand streams
-WAKE_PAUSE_S = 0.0001
 INBOX_MAX = 32
 FIRST_REQUEST_S = 30.0
 
 log = structlog.get_logger("ads")
-
-
-@dataclass(slots=True)
-class Pending:
-    """The one push that waits for a stream: these names at least, everything when ``full``."""
-
-    snapshot: Snapshot
-    full: bool
-    only: dict[str, frozenset[str]]
-    since_s: float
-
-    def merge(self, later: Pending) -> Pending:
-        """Both in one: the newer snapshot, the older wait.
-
-        Names are kept beside a full push: endpoints that changed keep their mapping object, which a full
-        comparison takes as unchanged.
-        """
-        only = dict(self.only)
-        for type_url, names in later.only.items():
-            only[type_url] = only.get(type_url, frozenset()) | names
-        full = self.full or later.full
-        return Pending(later.snapshot, full, only, min(self.since_s, later.since_s))
-
-
-@dataclass(eq=False, slots=True)
-class Connection:
-    """One proxy's stream."""
-
-    id: str
-    proxy: Proxy
-    identity: Identity | None
-    peer: str
-    stream: Stream
-    connected_at: float
-    snapshot: Snapshot = field(default_factory=lambda: Snapshot("", {}))
-    pending: Pending | None = None
-    closing: bool = False
-    secrets: bool = False
-    rejections: dict[str, Rejected] = field(default_factory=dict)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def is_agents(self) -> bool:
-        """Whether this is no Envoy's stream but that of the agent beside it, which asks for names alone."""
-        return self.stream.watches.keys() == {NDS_TYPE}
-
-    def offer(
-        self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float
-    ) -> None:
-        """Let the stream know of a newer snapshot; it is woken by ``Connections.wake``."""
-        later = Pending(snapshot, only is None, only or {}, since_s)
-        self.pending = later if self.pending is None else self.pending.merge(later)
-
-    def visible(self, snapshot: Snapshot) -> Snapshot:
-        """Secrets are for callers that have proven that they may read them."""
-        if self.secrets or not snapshot.types.get(SDS_TYPE):
-            return snapshot
-        return Snapshot(snapshot.version, {**snapshot.types, SDS_TYPE: {}})
 
 
 class Source(Protocol):
@@ -141,47 +81,6 @@ class Source(Protocol):
     def rejected(self, connection: Connection, event: Rejected) -> Mapping[str, object]:
         """A proxy refused a response; returns what to log: the origins of the resources."""
         ...
-
-
-class Connections:
-    """All streams of this process."""
-
-    def __init__(self) -> None:
-        self._all: dict[str, Connection] = {}
-        self.empty = asyncio.Event()
-        self.empty.set()
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __iter__(self) -> Any:
-        return iter(list(self._all.values()))
-
-    def add(self, connection: Connection) -> None:
-        """A stream has begun."""
-        self._all[connection.id] = connection
-        self.empty.clear()
-
-    def remove(self, connection: Connection) -> None:
-        """A stream has ended."""
-        self._all.pop(connection.id, None)
-        if not self._all:
-            self.empty.set()
-
-    def of_proxy(self, proxy_id: str) -> Connection | None:
-        """The stream of ``pod.namespace``'s Envoy, the newest when there are two."""
-        found = None
-        for connection in self._all.values():
-            if connection.proxy.id == proxy_id and not connection.is_agents:
-                found = connection
-        return found
-
-    async def wake(self, chosen: Iterable[Connection]) -> None:
-        """Wake streams, a few at a time."""
-        for index, connection in enumerate(chosen, start=1):
-            connection.wake.set()
-            if index % WAKE_AT_ONCE == 0:
-                await asyncio.sleep(WAKE_PAUSE_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class IngressBook:
     def _node_address(self, name: str) -> str:
         node = self._nodes.get(name)
         if node is None:
-            return name if name[:1].isdigit() else ""
+            return name if name[:1].isdecimal() else ""
         by_type = {entry.type: entry.address for entry in node.status.addresses or ()}
         return by_type.get(_EXTERNAL) or by_type.get(_INTERNAL, "")
 
@@ -139,4 +139,4 @@ def _entries(addresses: Iterable[str]) -> tuple[dict[str, str], ...]:
 
 
 def _is_ip(text: str) -> bool:
-    return ":" in text or text.replace(".", "").isdigit()
+    return ":" in text or text.replace(".", "").isdecimal()

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import structlog
 
-from meltemi.adapters.discovery_grpc import Connection, Connections
+from meltemi.adapters.discovery_connections import Connection, Connections
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import Change, World
 from meltemi.discovery.protocol import Rejected, Snapshot

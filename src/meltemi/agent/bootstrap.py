@@ -30,7 +30,7 @@ _LOG_FORMAT = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t"
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``host:port``; port 15012 when there is none."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         return address.strip("[]"), 15012
     return host.strip("[]"), int(port)
 

@@ -216,7 +216,7 @@ def parse_ports(text: str, wildcard: bool = False) -> tuple[tuple[str, ...], lis
     problems = [
         f"'{item}' is not a port; write a number from 1 to 65535"
         for item in items
-        if not (item.isascii() and item.isdigit() and 0 < int(item) < 65536)
+        if not (item.isascii() and item.isdecimal() and 0 < int(item) < 65536)
     ]
     return items, problems
 

@@ -66,7 +66,7 @@ def find_scrape_target(
     if annotations.get("scrape", "").lower() != "true":
         return None, ""
     text = annotations.get("port") or "80"  # Istio's default for a missing port
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
         return None, f"annotation prometheus.io/port: '{text}' is not a port"
     if int(text) == agent_port:
         return None, f"annotation prometheus.io/port: {agent_port} is the agent's own port"

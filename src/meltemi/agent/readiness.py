@@ -30,7 +30,7 @@ def parse_stats(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in text.splitlines():
         name, sign, value = line.partition(": ")
-        if sign and value.isdigit():
+        if sign and value.isdecimal():
             found[name] = int(value)
     return found
 

@@ -379,7 +379,7 @@ def derive_metadata(environment: Mapping[str, str], problems: list[str]) -> dict
 
 
 def _bytes(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def _buckets(annotations: Mapping[str, str], problems: list[str]) -> dict[str, tuple[float, ...]]:

@@ -122,7 +122,7 @@ def is_cidr(text: str) -> bool:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         return False
-    return "/" not in text or text.rpartition("/")[2].isdigit()
+    return "/" not in text or text.rpartition("/")[2].isdecimal()
 
 
 def cidr(text: str, path: str, report: Report) -> None:
@@ -236,7 +236,7 @@ def unix_or_local(text: str, path: str, report: Report) -> None:
         return
     host, colon, port = text.rpartition(":")
     known = host in ("127.0.0.1", "[::1]", "0.0.0.0", "[::]", "")
-    if not colon or not known or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+    if not colon or not known or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
         remedy = 'write "127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8080" or "unix:///path"'
         report.error(path, f"{quoted(text)} is not an endpoint of the workload itself", remedy)
 

@@ -256,7 +256,7 @@ def _map(shape: MapOf, value: Any, path: str, report: Report) -> Any:
         where = join(path, str(key))
         name: Any = str(key)
         if shape.integer_keys:
-            if not (name.isascii() and name.isdigit() and len(name) <= 10):
+            if not (name.isascii() and name.isdecimal() and len(name) <= 10):
                 report.error(where, f"the key {quoted(key)} is not a number", "use a port number")
                 continue
             name = int(name)

@@ -175,7 +175,7 @@ def _operation(operation: Operation, path: str, report: Report) -> None:
         _values(getattr(operation, field), join(path, _wire(field)), report)
     for field in ("ports", "not_ports"):
         for index, port in enumerate(getattr(operation, field)):
-            if not port.isdigit() or not 0 < int(port[:6]) < 65536:
+            if not port.isdecimal() or not 0 < int(port[:6]) < 65536:
                 where = item(join(path, field.replace("not_ports", "notPorts")), index)
                 report.error(where, f"{quoted(port)} is not a port", 'as in "8080"')
     for field in ("methods", "not_methods"):
@@ -228,7 +228,7 @@ def _condition(condition: Condition, path: str, report: Report) -> None:
                 checks.cidr(value, item(join(path, field), index), report)
     if key == "destination.port":
         for value in (*condition.values, *condition.not_values):
-            if not value.isdigit() or not 0 < int(value[:6]) < 65536:
+            if not value.isdecimal() or not 0 < int(value[:6]) < 65536:
                 report.error(f"{path}.values", f"{quoted(value)} is not a port", 'as in "8080"')
     _values(condition.values, f"{path}.values", report)
     _values(condition.not_values, f"{path}.notValues", report)

@@ -280,7 +280,7 @@ def _retries(retries: HTTPRetry | None, path: str, report: Report) -> None:
     checks.duration(retries.per_try_timeout, f"{path}.perTryTimeout", report)
     checks.duration(retries.backoff, f"{path}.backoff", report)
     for part in filter(None, retries.retry_on.split(",")):
-        if part not in RETRY_ON and not (part.isdigit() and 100 <= int(part[:6]) <= 599):
+        if part not in RETRY_ON and not (part.isdecimal() and 100 <= int(part[:6]) <= 599):
             guess = nearest(part, RETRY_ON)
             remedy = f"did you mean {guess}?" if guess else f"use {', '.join(RETRY_ON)} or a status"
             report.error(f"{path}.retryOn", f"{quoted(part)} is not a retry condition", remedy)

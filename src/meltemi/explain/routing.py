@@ -14,7 +14,7 @@ def _host(request: Request, config: RouteConfig) -> str:
     host = request.host.lower()
     if config.ignore_port_in_host:
         name, colon, port = host.rpartition(":")
-        if colon and port.isdigit() and not host.endswith("]"):
+        if colon and port.isdecimal() and not host.endswith("]"):
             return name
     return host
 

@@ -90,7 +90,7 @@ class _Annotations:
 
     def number(self, name: str, default: int, least: int = 0, most: int = 2**31 - 1) -> int:
         text = str(self.values.get(name, default))
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
             self.wrong(name, f"is not a whole number from {least} to {most}")
             return default
         return int(text)
@@ -102,7 +102,7 @@ class _Annotations:
         if wildcard and items == ["*"]:
             return "*"
         for item in items:
-            if not (item.isascii() and item.isdigit() and 0 < int(item) < 65536):
+            if not (item.isascii() and item.isdecimal() and 0 < int(item) < 65536):
                 self.wrong(name, f"has '{item}', which is not a port from 1 to 65535")
                 return default
         return ",".join(items)

@@ -86,7 +86,7 @@ def resolve_port(container: Mapping[str, Any], port: Any) -> int | None:
     """The number of a port that may be a name, or None when the container has no such port."""
     if isinstance(port, int):
         return port
-    if isinstance(port, str) and port.isascii() and port.isdigit():
+    if isinstance(port, str) and port.isascii() and port.isdecimal():
         return int(port)
     for declared in container.get("ports") or ():
         if port and declared.get("name") == port:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from meltemi.install.base import OPERATOR_GROUP, READER_RULES
-from meltemi.install.pilot import CLUSTER_RULES, NAMESPACE_RULES
+from meltemi.install.pilot import CLUSTER_RULES, signing_rules, NAMESPACE_RULES
 from meltemi.install.profiles import HUB, VERSION
 
 Manifest = dict[str, Any]
@@ -56,6 +56,7 @@ def _rules() -> list[dict[str, Any]]:
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": everything},
         # RBAC lets nobody grant what he has not: the operator holds all that it gives to istiod.
         *CLUSTER_RULES,
+        *signing_rules(["*"]),
         *NAMESPACE_RULES,
         *READER_RULES,
     ]

@@ -116,6 +116,38 @@ def injector_values(context: InstallContext) -> dict[str, Any]:
     return merged
 
 
+def _signing_rules(context: InstallContext) -> list[dict[str, Any]]:
+    """What istiod needs when the cluster signs workload certificates (``EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API``)."""
+    environment = (context.values.get("pilot") or {}).get("env") or {}
+    if environment.get("EXTERNAL_CA") != "ISTIOD_RA_KUBERNETES_API":
+        return []
+    signer, domain = environment.get("K8S_SIGNER"), environment.get("CERT_SIGNER_DOMAIN")
+    return signing_rules([*([signer] if signer else []), *([f"{domain}/*"] if domain else [])])
+
+
+def signing_rules(signers: list[str]) -> list[dict[str, Any]]:
+    """Submit, approve and remove signing requests for these signers."""
+    group = "certificates.k8s.io"
+    return [
+        {
+            "apiGroups": [group],
+            "resources": ["certificatesigningrequests"],
+            "verbs": ["create", "get", "delete", "watch"],
+        },
+        {
+            "apiGroups": [group],
+            "resources": ["certificatesigningrequests/approval"],
+            "verbs": ["update"],
+        },
+        {
+            "apiGroups": [group],
+            "resources": ["signers"],
+            "verbs": ["approve"],
+            **({} if signers == ["*"] else {"resourceNames": signers}),
+        },
+    ]
+
+
 def _roles(context: InstallContext, account: str) -> list[Manifest]:
     subject = [{"kind": "ServiceAccount", "name": account, "namespace": context.namespace}]
     cluster = f"istiod-clusterrole{context.suffix}-{context.namespace}"
@@ -129,7 +161,7 @@ def _roles(context: InstallContext, account: str) -> list[Manifest]:
             cluster,
             namespaced=False,
             labels={"app": "istiod"},
-            rules=CLUSTER_RULES,
+            rules=[*CLUSTER_RULES, *_signing_rules(context)],
         ),
         manifest(
             context,

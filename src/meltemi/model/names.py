@@ -69,7 +69,7 @@ def dns_sni(hostname: str, port: int, subset: str = "") -> str:
 def parse_cluster(name: str) -> ClusterName | None:
     """The parts of a cluster name, or None when it is not of that form (BlackHoleCluster, ...)."""
     parts = name.split("|")
-    if len(parts) != 4 or not parts[1].isdigit():
+    if len(parts) != 4 or not parts[1].isdecimal():
         return None
     return ClusterName(parts[0], int(parts[1]), parts[2], parts[3])
 

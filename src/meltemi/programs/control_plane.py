@@ -20,8 +20,9 @@ import structlog
 
 from meltemi.adapters import kube_connection
 from meltemi.adapters.authenticate import Authenticator, KubeReviewer, Reviewer
-from meltemi.adapters.ca_external import ExternalAuthority
+from meltemi.adapters.ca_external import ExternalAuthority, Signer
 from meltemi.adapters.ca_grpc import CertificateServer
+from meltemi.adapters.ca_kubernetes import KubernetesSigner, root_of_signer
 from meltemi.adapters.ca_rotation import Conductor, Ledger, Sharer
 from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
 from meltemi.adapters.debug_http import DebugHttp
@@ -177,14 +178,23 @@ class ControlPlane:
         issuers = parse_rules(self.options.jwt_rule)
         return OidcReviewer(issuers, kube, self.clock, trust_domain) if issuers else kube
 
-    def _external(self, stack: AsyncExitStack) -> ExternalAuthority | None:
+    def _external(self, stack: AsyncExitStack, parts: Parts) -> Signer | None:
         """Another authority that signs for workloads, if one is set."""
         options = self.options
-        if not options.external_ca:
+        external: Signer
+        if options.kubernetes_signer and parts.api is not None:
+            external = KubernetesSigner(
+                parts.api,
+                options.kubernetes_signer,
+                options.signer_domain,
+                lambda signer: root_of_signer(parts.world.mesh, signer),
+            )
+        elif options.external_ca:
+            external = ExternalAuthority(
+                options.external_ca, options.external_ca_root, options.external_ca_token
+            )
+        else:
             return None
-        external = ExternalAuthority(
-            options.external_ca, options.external_ca_root, options.external_ca_token
-        )
         stack.push_async_callback(external.close)
         return external
 
@@ -240,7 +250,7 @@ class ControlPlane:
             note=parts.ledger.note,
             trusted_nodes=options.trusted_node_accounts,
             beside=parts.world.registry.accounts_beside,
-            external=self._external(stack),
+            external=self._external(stack, parts),
         )
         stack.callback(signer.close)
         server = GrpcServer(

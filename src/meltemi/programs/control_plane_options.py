@@ -57,6 +57,8 @@ class Options:
     external_ca: str = ""
     external_ca_root: str = ""
     external_ca_token: str = ""
+    kubernetes_signer: str = ""
+    signer_domain: str = ""
     trusted_node_accounts: tuple[str, ...] = ()
     keys_by_proxies: bool = True
     keys_refresh_s: float = 20 * 60.0
@@ -198,6 +200,8 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         external_ca=environ.get("MESH_EXTERNAL_CA_ADDR", ""),
         external_ca_root=environ.get("MESH_EXTERNAL_CA_ROOT", ""),
         external_ca_token=environ.get("MESH_EXTERNAL_CA_TOKEN", ""),
+        kubernetes_signer=_kubernetes_signer(environ),
+        signer_domain=environ.get("CERT_SIGNER_DOMAIN", ""),
         jwt_rule=_checked_rule(environ.get("JWT_RULE", "")),
         trusted_node_accounts=_accounts(environ.get("CA_TRUSTED_NODE_ACCOUNTS", "")),
         # Unlike Istio, proxies fetch key sets unless told otherwise: a new key then changes no listener.
@@ -207,6 +211,21 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         log_level=given["log_level"],
         log_json=given["log_json"],
     )
+
+
+def _kubernetes_signer(environ: Mapping[str, str]) -> str:
+    """K8S_SIGNER when EXTERNAL_CA says that the cluster signs."""
+    kind, signer = environ.get("EXTERNAL_CA", ""), environ.get("K8S_SIGNER", "")
+    if not kind:
+        return ""
+    if kind != "ISTIOD_RA_KUBERNETES_API":
+        raise click.BadParameter(f"EXTERNAL_CA={kind} is not ISTIOD_RA_KUBERNETES_API")
+    domain = environ.get("CERT_SIGNER_DOMAIN", "")
+    if "/" not in signer and not domain:
+        raise click.BadParameter(
+            f"K8S_SIGNER={signer} does not name a signer like example.com/mesh, and there is no CERT_SIGNER_DOMAIN"
+        )
+    return signer or f"{domain}/default"
 
 
 def _rsa_bits(text: str) -> int:

@@ -9,7 +9,8 @@ from meltemi.adapters.authenticate import Reviewer
 from meltemi.adapters.ca_rotation import Ledger
 from meltemi.adapters.ca_store import AuthorityStore
 from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
-from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer
+from meltemi.adapters.discovery_connections import Connection
+from meltemi.adapters.discovery_grpc import DiscoveryServer
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.mesh_settings import MeshSettings
 from meltemi.adapters.pipeline import Pipeline

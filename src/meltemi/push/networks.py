@@ -49,7 +49,7 @@ def derive_networks(settings: MeshNetworks, services: Iterable[Service]) -> Netw
         if not name or not service.external_addresses:
             continue
         text = service.meta.labels.get(GATEWAY_PORT_LABEL, "")
-        port = int(text) if text.isdigit() else EAST_WEST_PORT
+        port = int(text) if text.isdecimal() else EAST_WEST_PORT
         entries = gateways.setdefault(name, [])
         entries += [(a, port) for a in service.external_addresses if (a, port) not in entries]
     return Networks(

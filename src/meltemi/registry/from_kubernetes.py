@@ -130,7 +130,7 @@ def _port(port: k8s.ServicePort) -> Port:
     if isinstance(target, int) and target > 0:
         number = target
     elif isinstance(target, str) and target:
-        name, number = ("", int(target)) if target.isdigit() else (target, 0)
+        name, number = ("", int(target)) if target.isdecimal() else (target, 0)
     protocol = port_protocol(port.port, port.name, port.protocol, port.app_protocol)
     return Port(port.name, port.port, protocol, number, name)
 

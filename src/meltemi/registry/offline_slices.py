@@ -95,6 +95,6 @@ def _target(port: k8s.ServicePort, pod: k8s.Pod) -> int:
         return port.port
     if isinstance(wanted, int):
         return wanted
-    if wanted.isdigit():
+    if wanted.isdecimal():
         return int(wanted)
     return next((number for name, number in container_ports(pod.spec) if name == wanted), 0)

@@ -18,7 +18,8 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
 from meltemi.adapters.authenticate import Authenticator
-from meltemi.adapters.discovery_grpc import Connection, DiscoveryServer
+from meltemi.adapters.discovery_connections import Connection
+from meltemi.adapters.discovery_grpc import DiscoveryServer
 from meltemi.adapters.grpc_server import GrpcServer
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.pipeline import Attached, ClassView, Pipeline

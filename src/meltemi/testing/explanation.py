@@ -50,7 +50,7 @@ class Explanations:
         proxy = self._rig.proxy_at(host)
         if proxy is not None:
             return replace(made, workload=proxy.workload, pod=proxy.name, address=hop.endpoint)
-        who = self._rig.who_at(host, int(port)) if port.isdigit() else None
+        who = self._rig.who_at(host, int(port)) if port.isdecimal() else None
         if who is not None:
             return replace(made, workload=who.workload, pod=who.pod, address=hop.endpoint)
         return replace(made, address=hop.endpoint)
@@ -126,7 +126,7 @@ class Explanations:
         if hop is not None and ":" in hop.local:
             host, _, text = hop.local.rpartition(":")
             address = host
-            port = self._rig.block.logical_port(int(text)) if text.isdigit() else port
+            port = self._rig.block.logical_port(int(text)) if text.isdecimal() else port
         later = hop is not None and exchange.first is not hop
         return Request(
             port=port,

@@ -73,8 +73,8 @@ def _parse(value: str) -> Hop | None:
         cluster,
         endpoint,
         flags,
-        int(status) if status.isdigit() else 0,
+        int(status) if status.isdecimal() else 0,
         details,
-        int(attempts) if attempts.isdigit() else 0,
+        int(attempts) if attempts.isdecimal() else 0,
         *rest,
     )

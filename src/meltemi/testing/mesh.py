@@ -293,7 +293,7 @@ class Mesh:
         found = {}
         for line in text.splitlines():
             name, _, value = line.rpartition(": ")
-            if value.isdigit():
+            if value.isdecimal():
                 found[name] = int(value)
         return found
 

@@ -155,5 +155,5 @@ def _parse_head(head: bytes) -> _Request:
         request.length = None
     else:
         length = request.headers.get("content-length", "0")
-        request.length = int(length) if length.isdigit() else 0
+        request.length = int(length) if length.isdecimal() else 0
     return request

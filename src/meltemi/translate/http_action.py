@@ -54,8 +54,8 @@ def retry_policy(retry: HTTPRetry) -> RetryPolicy | None:
     if retry.attempts <= 0:
         return None
     words = [word.strip() for word in retry.retry_on.split(",") if word.strip()]
-    codes = tuple(int(word) for word in words if word.isdigit())
-    conditions = [word for word in words if not word.isdigit()]
+    codes = tuple(int(word) for word in words if word.isdecimal())
+    conditions = [word for word in words if not word.isdecimal()]
     if not words:
         conditions, codes = [DEFAULT_RETRY_ON], DEFAULT_STATUS_CODES
     elif codes and "retriable-status-codes" not in conditions:
@@ -100,7 +100,7 @@ def _abort_codes(abort: FaultAbort | None) -> tuple[int | None, int | None]:
         return abort.http_status, None
     if abort.grpc_status:
         word = abort.grpc_status.upper()
-        return None, int(word) if word.isdigit() else _GRPC_STATUS.get(word)
+        return None, int(word) if word.isdecimal() else _GRPC_STATUS.get(word)
     return None, None
 
 

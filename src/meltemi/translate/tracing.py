@@ -173,7 +173,7 @@ def _from_proxy_config(build: Build, rules: SpanRules) -> Tracing | None:
     if chosen is None or not chosen.address:
         return None
     host, _, port = chosen.address.rpartition(":")
-    target = service_cluster(build, _full_name(build, host), int(port) if port.isdigit() else 0)
+    target = service_cluster(build, _full_name(build, host), int(port) if port.isdecimal() else 0)
     if isinstance(target, str):
         _report(build, chosen.address, target, None)
         return None
