@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from meltemi.install.base import OPERATOR_GROUP, READER_RULES
-from meltemi.install.pilot import CLUSTER_RULES, signing_rules, NAMESPACE_RULES
+from meltemi.install.pilot import CLUSTER_RULES, NAMESPACE_RULES, signing_rules
 from meltemi.install.profiles import HUB, VERSION
 
 Manifest = dict[str, Any]
