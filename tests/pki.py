@@ -37,7 +37,7 @@ def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Authority:
     """A self-signed root that signs leaves."""
 

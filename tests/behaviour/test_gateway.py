@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from behaviour.edge import HTTP, gateway, routes, to
@@ -22,6 +24,34 @@ def server(
 ) -> str:
     """One server of a Gateway."""
     return f"- {{port: {{number: {number}, name: {name}, protocol: {protocol}}}, hosts: {hosts}{more}}}"
+
+
+@pytest.mark.covers("Gateway.servers.port.targetPort", "Gateway.servers.port.name")
+def test_the_service_of_the_gateway_says_which_port_is_bound(shop: Mesh) -> None:
+    """Visitors call the Service's port, as the Gateway does; ``targetPort`` of a Gateway is ignored, as in Istio."""
+    service = (
+        "---\napiVersion: v1\nkind: Service\n"
+        "metadata: {name: istio-ingressgateway, namespace: istio-system}\n"
+        "spec:\n  selector: {istio: ingressgateway}\n"
+        "  ports: [{name: http2, port: 8000, targetPort: 8080}]\n"
+    )
+    port = server('["*"]', number=8000).replace(
+        "protocol: HTTP", "protocol: HTTP, targetPort: 9999"
+    )
+    shop.apply(service, gateway(port), routes(to("details")))
+    assert shop.gateway().get("http://any:8000/").workload == "details-v1"
+    listeners = {f["name"] for f in _listeners(shop)}
+    assert "0.0.0.0_8080" in listeners
+    assert not {"0.0.0.0_8000", "0.0.0.0_9999"} & listeners
+
+
+def _listeners(mesh: Mesh) -> list[dict[str, Any]]:
+    dump = next(
+        part
+        for part in mesh.config("istio-ingressgateway")["configs"]
+        if part["@type"].endswith("ListenersConfigDump")
+    )
+    return list(dump["dynamic_listeners"])
 
 
 # --- hosts ------------------------------------------------------------------------------------------
@@ -320,6 +350,28 @@ def test_bytes_go_where_the_rule_says(shop: Mesh, protocol: str) -> None:
     with shop.gateway().tcp("any:9000") as line:
         answer = line.ask("hello")
         assert (answer["workload"], answer["received"]) == ("details-v1", "hello")
+
+
+def test_mongodb_is_counted(shop: Mesh) -> None:
+    port = server('["*"]', number=27017, protocol="MONGO", name="db").replace(
+        "{port", "{name: db, port"
+    )
+    shop.apply(gateway(port), routes(to("details", 9000), kind="tcp"))
+    query = (
+        b"\x01\0\0\0"
+        + b"\0" * 4
+        + b"\xd4\x07\0\0"
+        + b"\0" * 4
+        + b"a.b\0"
+        + b"\0" * 8
+        + b"\x05\0\0\0\0"
+    )
+    with shop.gateway().tcp("any:27017") as line:
+        line.write((len(query) + 4).to_bytes(4, "little") + query)
+        line.write(b"\n")
+        line.read_line()
+        found = shop.stats("istio-ingressgateway", "mongo.db.op_query$")
+    assert sum(found.values()) == 1
 
 
 def test_a_port_without_rules_for_it_is_closed(shop: Mesh) -> None:

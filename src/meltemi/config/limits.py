@@ -67,6 +67,21 @@ _LIMITS = (
         "use httpStatus or grpcStatus",
         Level.ERROR,
     ),
+    _no(
+        "Gateway.servers.defaultEndpoint",
+        "has no effect, as in Istio",
+        "bind a VirtualService to the gateway",
+    ),
+    _other(
+        "Gateway.servers.tls.caCertCredentialName",
+        "names a Secret; ConfigMaps are not read",
+        "put the authorities into a Secret",
+    ),
+    _other(
+        "DestinationRule.trafficPolicy.tls.credentialName",
+        "is for gateways: sidecars are given no Secrets, whatever the workloadSelector",
+        "mount the Secret into the pods and name its files",
+    ),
     *(
         _no(
             f"{place}.zoneAwareLbSetting",

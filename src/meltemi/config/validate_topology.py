@@ -5,6 +5,9 @@ In: decoded objects. Out: findings in the report.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterable
+
 from meltemi.config import checks
 from meltemi.config.paths import item, join
 from meltemi.config.reader import Report, quoted
@@ -46,6 +49,10 @@ CIPHERS = frozenset(
         "DES-CBC3-SHA",
     }
 )
+
+CURVES = frozenset({"P-256", "P-384", "P-521", "X25519", "X25519MLKEM768"})
+_SHA256_HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){31}")
+_SHA256_BASE64 = re.compile(r"[A-Za-z0-9+/]{43}=")
 
 
 def validate_gateway(config: Config[Gateway], report: Report) -> None:
@@ -103,7 +110,7 @@ def _server(server: Server, path: str, report: Report) -> None:
         if secure and server.tls.https_redirect:
             text = "a server that speaks TLS cannot redirect to itself"
             report.error(f"{path}.tls.httpsRedirect", text, "set it on the HTTP server")
-        if secure:
+        if not plain:
             server_tls(server.tls, f"{path}.tls", report)
 
 
@@ -136,19 +143,41 @@ def server_tls(tls: ServerTLSSettings, path: str, report: Report) -> None:
             if not value:
                 remedy = "set credentialName to a Secret with tls.crt and tls.key"
                 report.error(join(path, name), f"mode {tls.mode} needs a certificate", remedy)
-        if tls.mode == "MUTUAL" and not tls.ca_certificates:
-            report.error(f"{path}.caCertificates", "mode MUTUAL needs an authority", "set it")
+    own = any(entry.ca_certificates for entry in tls.tls_certificates)
+    authority = names or tls.ca_cert_credential_name or tls.ca_certificates or own
+    if tls.mode in ("MUTUAL", "OPTIONAL_MUTUAL") and not (authority or tls.insecure_skip_verify):
+        # Otherwise any certificate would do.
+        text = f"mode {tls.mode} needs an authority"
+        report.error(f"{path}.caCertificates", text, "set it, or caCertCredentialName")
     low, high = map(_TLS_VERSIONS.index, (tls.min_protocol_version, tls.max_protocol_version))
     if low and high and low > high:
         report.error(f"{path}.minProtocolVersion", "is higher than maxProtocolVersion", "swap them")
+    tls_words(f"{path}.cipherSuites", tls.cipher_suites, CIPHERS, "cipher suite", report)
+    tls_words(f"{path}.ecdhCurves", tls.ecdh_curves, CURVES, "curve", report)
+    for name, values, form, remedy in (
+        ("verifyCertificateHash", tls.verify_certificate_hash, _SHA256_HEX, "64 hex digits"),
+        ("verifyCertificateSpki", tls.verify_certificate_spki, _SHA256_BASE64, "in base64"),
+    ):
+        for index, value in enumerate(values):
+            if not form.fullmatch(value):
+                where = item(f"{path}.{name}", index)
+                report.error(
+                    where, f"{quoted(value)} is not a SHA-256 digest", f"write it as {remedy}"
+                )
+
+
+def tls_words(
+    path: str, words: Iterable[str], known: Collection[str], noun: str, report: Report
+) -> None:
+    """Names that exist, each once."""
     seen: set[str] = set()
-    for index, cipher in enumerate(tls.cipher_suites):
-        where = item(f"{path}.cipherSuites", index)
-        if cipher not in CIPHERS:
-            report.warn(where, f"{quoted(cipher)} is not a known cipher suite; it is ignored", "")
-        elif cipher in seen:
-            report.warn(where, f"{quoted(cipher)} is given twice", "remove one")
-        seen.add(cipher)
+    for index, word in enumerate(words):
+        where = item(path, index)
+        if word not in known:
+            report.warn(where, f"{quoted(word)} is not a known {noun}; it is ignored", "")
+        elif word in seen:
+            report.warn(where, f"{quoted(word)} is given twice", "remove one")
+        seen.add(word)
 
 
 def validate_service_entry(config: Config[ServiceEntry], report: Report) -> None:

@@ -69,8 +69,11 @@ def upstream_socket(tls: UpstreamTls) -> Any:
     common = tls_pb2.CommonTlsContext(
         alpn_protocols=tls.alpn,
         tls_params=common_pb2.TlsParameters(
-            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
+            tls_minimum_protocol_version=_version(tls.min_version)
+            or common_pb2.TlsParameters.TLSv1_2,
             tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+            cipher_suites=tls.cipher_suites,
+            ecdh_curves=tls.ecdh_curves,
         ),
     )
     if tls.certificate is not None:

@@ -64,6 +64,9 @@ class UpstreamTls:
     system_roots: bool = False
     auto_sni: bool = False  # SNI from the endpoint's host name
     sni_is_name: bool = False  # the certificate must be for the SNI
+    min_version: str = ""  # TLSV1_2 or TLSV1_3
+    cipher_suites: tuple[str, ...] = ()
+    ecdh_curves: tuple[str, ...] = ()
 
 
 @value

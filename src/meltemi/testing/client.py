@@ -52,6 +52,7 @@ class TlsOptions:
     minimum: ssl.TLSVersion | None = None
     maximum: ssl.TLSVersion | None = None
     ciphers: str = ""
+    curve: str = ""  # as OpenSSL calls it: prime256v1
 
 
 class Client:
@@ -399,6 +400,8 @@ def secure(connection: socket.socket, sent: Sent, options: TlsOptions) -> ssl.SS
         context.maximum_version = options.maximum
     if options.ciphers:
         context.set_ciphers(options.ciphers)
+    if options.curve:
+        context.set_ecdh_curve(options.curve)
     alpn = options.alpn or (("h2",) if sent.http2 else ("http/1.1",))
     if sent.scheme != "tls" or options.alpn:
         context.set_alpn_protocols(list(alpn))

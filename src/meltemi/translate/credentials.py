@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from meltemi.config.validate_topology import CIPHERS
+from meltemi.config.validate_topology import CIPHERS, CURVES
 from meltemi.ir.tls import SanMatch, SecretRef, SecretSource
 
 SECRET_PREFIX = "kubernetes://"  # noqa: S105  the scheme of SDS names, not a secret
@@ -43,6 +43,11 @@ def file_roots(ca: str, crl: str) -> SecretRef:
 def known_ciphers(names: Iterable[str]) -> tuple[str, ...]:
     """Those that exist, each once: one unknown name would make the proxy refuse the whole listener."""
     return tuple(dict.fromkeys(name for name in names if name in CIPHERS))
+
+
+def known_curves(names: Iterable[str]) -> tuple[str, ...]:
+    """Likewise."""
+    return tuple(dict.fromkeys(name for name in names if name in CURVES))
 
 
 def san_match(name: str) -> SanMatch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, DownstreamTls, SecretRef
-from meltemi.model.mesh import MeshConfig
+from meltemi.model.mesh import MeshConfig, TLSConfig
 from meltemi.model.topology import ServerTLSSettings
 from meltemi.translate.credentials import (
     file_pair,
     file_roots,
     known_ciphers,
+    known_curves,
     san_match,
     secret_pair,
     secret_roots,
@@ -77,7 +78,7 @@ def server_tls(tls: ServerTLSSettings, mesh: MeshConfig, *, http: bool) -> Downs
         client = "required"
     elif tls.mode == "OPTIONAL_MUTUAL":
         client = "optional"
-    defaults = mesh.tls_defaults
+    defaults = mesh.tls_defaults or TLSConfig()
     unverified = bool(tls.insecure_skip_verify) and tls.mode in _MUTUAL
     oldest, newest = _versions(tls, mesh)
     alpn: tuple[str, ...] = ALPN_HTTP if http else ()
@@ -88,14 +89,12 @@ def server_tls(tls: ServerTLSSettings, mesh: MeshConfig, *, http: bool) -> Downs
         roots=_roots(tls),
         client_certificate=client,
         trust_any=unverified,
-        alpn=alpn,
+        alpn=tls.alpn_protocols or alpn,
         sans=() if unverified else tuple(san_match(name) for name in tls.subject_alt_names),
         min_version=oldest,
         max_version=newest,
-        cipher_suites=known_ciphers(
-            tls.cipher_suites or (defaults.cipher_suites if defaults is not None else ())
-        ),
-        ecdh_curves=defaults.ecdh_curves if defaults is not None else (),
+        cipher_suites=known_ciphers(tls.cipher_suites or defaults.cipher_suites),
+        ecdh_curves=known_curves(tls.ecdh_curves or defaults.ecdh_curves),
         spki=tls.verify_certificate_spki,
         hashes=tls.verify_certificate_hash,
     )

@@ -19,6 +19,7 @@ from meltemi.model.names import (
 from meltemi.model.service import Protocol
 from meltemi.push.classes import ServiceTarget
 from meltemi.translate.build import Build
+from meltemi.translate.credentials import known_ciphers, known_curves
 from meltemi.translate.http_match import MATCH_ALL
 from meltemi.translate.inbound_clusters import inbound_service_cluster
 from meltemi.translate.inbound_ports import InboundPort, inbound_ports
@@ -55,8 +56,8 @@ def _tls(build: Build, *, http: bool) -> DownstreamTls:
         if defaults is not None and defaults.min_protocol_version != "TLS_AUTO"
         else "TLSV1_2",
         max_version="TLSV1_3",
-        cipher_suites=defaults.cipher_suites if defaults is not None else (),
-        ecdh_curves=defaults.ecdh_curves if defaults is not None else (),
+        cipher_suites=known_ciphers(defaults.cipher_suites if defaults is not None else ()),
+        ecdh_curves=known_curves(defaults.ecdh_curves if defaults is not None else ()),
     )
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from meltemi.ir.cluster import ClusterType
 from meltemi.ir.tls import WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS, SecretRef, UpstreamTls
 from meltemi.model.destination_rule import ClientTLSSettings
+from meltemi.model.mesh import MeshConfig, TLSConfig
 from meltemi.model.names import dns_sni, parse_spiffe, spiffe_id
 from meltemi.model.service import Port, Service
 from meltemi.push.context import PushContext
 from meltemi.translate.credentials import (
     file_pair,
     file_roots,
+    known_ciphers,
+    known_curves,
     san_match,
     secret_pair,
     secret_roots,
@@ -99,7 +102,13 @@ def _roots(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
 
 
 def _origination(
-    settings: ClientTLSSettings, service: Service, port: Port, *, http2: bool, gateway: bool
+    mesh: MeshConfig,
+    settings: ClientTLSSettings,
+    service: Service,
+    port: Port,
+    *,
+    http2: bool,
+    gateway: bool,
 ) -> TlsChoice:
     """TLS that the proxy starts on the application's behalf. Without roots the system's are used.
 
@@ -109,6 +118,8 @@ def _origination(
     roots = _roots(settings, gateway=gateway)
     verified = not settings.insecure_skip_verify
     http = port.protocol.is_http
+    defaults = mesh.tls_defaults or TLSConfig()
+    oldest = defaults.min_protocol_version
     return TlsChoice(
         always=UpstreamTls(
             sni=settings.sni,
@@ -119,6 +130,9 @@ def _origination(
             system_roots=roots is None and verified,
             auto_sni=not settings.sni and not http,
             sni_is_name=bool(settings.sni) and not sans and verified,
+            min_version="" if oldest == "TLS_AUTO" else oldest,
+            cipher_suites=known_ciphers(defaults.cipher_suites),
+            ecdh_curves=known_curves(defaults.ecdh_curves),
         ),
         auto_sni=not settings.sni and http,
         auto_san=not settings.sni and not sans and verified,
@@ -142,7 +156,7 @@ def choose_tls(
             return TlsChoice()
         if settings.mode == "ISTIO_MUTUAL":
             return TlsChoice(always=mesh_tls(context, service, port, subset, http2, settings))
-        return _origination(settings, service, port, http2=http2, gateway=gateway)
+        return _origination(context.mesh, settings, service, port, http2=http2, gateway=gateway)
     if not context.mesh.enable_auto_mtls or service.mesh_external:
         return TlsChoice()
     tls = mesh_tls(context, service, port, subset, http2)
