@@ -103,7 +103,7 @@ ROUTE = "http: [{route: [{destination: {host: %s}}]}]"
         ),
         (gateway("credentialName: missing"), "IST0101", "credentialName", "istio-system"),
         (gateway("credentialName: x", selector="{istio: none}"), "IST0101", "spec.selector", "selector"),
-        (gateway("credentialName: x", port="7777"), "IST0104", "port.number", "Service"),
+        (gateway("credentialName: x", port="7777"), "IST0162", "port.number", "Service"),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}\nspec: {ports: [{name: web, port: 1}]}",
             "IST0118", "spec.ports[0]", "http-web",
@@ -122,6 +122,44 @@ ROUTE = "http: [{route: [{destination: {host: %s}}]}]"
             "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: t, namespace: b}\n"
             "spec: {tracing: [{providers: [{name: zipkn}]}]}",
             "IST0157", "spec.tracing[0].providers", "meshConfig",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b, annotations: {sidecar.istio.io/proxyCPU: 100m}}",
+            "IST0107", "proxyCPU", "move",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b, annotations: {sidecar.istio.io/inject: 'true'}}",
+            "IST0135", "inject", "label",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b, annotations: {traffic.sidecar.istio.io/includeInboundPorts: 'http'}}",
+            "IST0125", "includeInboundPorts", "correct",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b, annotations: {proxy.istio.io/config: 'concurrency: many'}}",
+            "IST0125", "proxy.istio.io/config", "correct",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\nspec: {containers: [{name: app, securityContext: {runAsUser: 1337}}]}",
+            "IST0144", "containers[0].securityContext.runAsUser", "user",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\nspec: {containers: [{name: istio-proxy, image: auto}]}",
+            "IST0147", "containers[0].image", "label",
+        ),
+        (
+            vs("{hosts: [shop.example.com], gateways: [gw], http: [{match: [{headers: {'@request.auth.claims.sub': {exact: a}}}], "
+               "route: [{destination: {host: reviews}}]}]}"),
+            "IST0149", "match[0].headers", "RequestAuthentication",
+        ),
+        (
+            "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f, namespace: b}\nspec: {configPatches: "
+            "[{applyTo: CLUSTER, match: {proxy: {proxyVersion: '1.*'}}, patch: {operation: REMOVE}}]}",
+            "IST0155", "patch.operation", "priority",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: r, namespace: b, labels: {app: reviews, version: v2}}\nstatus: {podIP: 10.1.0.2}",
+            "IST0173", "spec.subsets[0].labels", "labels",
         ),
     ],
 )  # fmt: skip

@@ -238,3 +238,18 @@ def test_the_mesh_configuration_of_the_files_counts(tmp_path: Path) -> None:
     )
     text = run("-f", str(MESH), str(path), "--proxy", "productpage-v1").stdout
     assert "filter TCP to PassthroughCluster" not in text.partition("virtualInbound")[0]
+
+
+def test_conflicts_are_told_at_both_objects_and_stop_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "second.yaml"
+    path.write_text(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: again}\n"
+        "spec:\n  hosts: [reviews]\n  http: [{route: [{destination: {host: nowhere}}]}]\n"
+    )
+    result = run("-f", str(MESH), str(path), "--proxy", "productpage-v1")
+    assert "listener virtualOutbound" in result.stdout
+    told = [line for line in result.stderr.splitlines() if "[IST0109]" in line]
+    assert len(told) == 2
+    assert any(f"{path}:5 (VirtualService/again.default spec.hosts[0])" in line for line in told)
+    assert any("VirtualService/reviews.default spec.hosts[0]" in line for line in told)
+    assert f"[IST0101] {path}:6" in result.stderr

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from meltemi.analyze import objects, routes
+from meltemi.analyze import conflicts, objects, routes, workloads
 from meltemi.analyze.annotations import analyze_annotations
 from meltemi.analyze.context import Analysis, build_context
 from meltemi.model.config import Config
@@ -25,8 +25,14 @@ ANALYZERS: tuple[Callable[[Analysis], None], ...] = (
     routes.analyze_destinations,
     routes.analyze_destination_rules,
     routes.analyze_gateways,
-    routes.analyze_conflicts,
     routes.analyze_reachability,
+    routes.analyze_claims,
+    conflicts.analyze_mesh_hosts,
+    conflicts.analyze_gateway_routes,
+    conflicts.analyze_rules_of_a_host,
+    workloads.analyze_shared_ports,
+    workloads.analyze_containers,
+    workloads.analyze_subsets,
     objects.analyze_gateway_pods,
     objects.analyze_gateway_secrets,
     objects.analyze_gateway_conflicts,

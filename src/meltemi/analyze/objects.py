@@ -26,7 +26,7 @@ _PROXY = "istio-proxy"
 
 
 def analyze_gateway_pods(context: Analysis) -> None:
-    """A Gateway selects pods (IST0101) whose Services have its ports (IST0104). Needs a whole cluster."""
+    """A Gateway selects pods (IST0101) whose Services have its ports (IST0162). Needs a whole cluster."""
     if not context.whole:
         return
     for config in context.of("Gateway"):
@@ -48,7 +48,7 @@ def analyze_gateway_pods(context: Analysis) -> None:
             if server.port is not None and server.port.number not in targets:
                 path = item("spec.servers", index) + ".port.number"
                 remedy = "add the port to the gateway's Service"
-                context.add("IST0104", config, path, remedy, port=server.port.number)
+                context.add("IST0162", config, path, remedy, port=server.port.number)
 
 
 def analyze_gateway_secrets(context: Analysis) -> None:
@@ -103,26 +103,21 @@ def _certificate(
 
 
 def analyze_gateway_conflicts(context: Analysis) -> None:
-    """The same pods, port and host in two Gateways (IST0145)."""
-    seen: dict[tuple[Any, int, str, str], list[Config[Any]]] = {}
+    """The same pods, port and host in two Gateways (IST0145): told to both."""
+    seen: dict[tuple[Any, int, str, str], dict[Any, tuple[Config[Any], int]]] = {}
     for config in context.of("Gateway"):
-        for server in config.spec.servers:
+        for index, server in enumerate(config.spec.servers):
             if server.port is None:
                 continue
             for host in dict.fromkeys(server.hosts):
                 key = (config.spec.selector, server.port.number, server.bind, host)
-                owners = seen.setdefault(key, [])
-                if config not in owners:
-                    owners.append(config)
+                seen.setdefault(key, {}).setdefault(config.key, (config, index))
     for (_, port, _, host), group in seen.items():
-        for config in group if len(group) > 1 else ():
-            others = ", ".join(
-                f"{c.meta.namespace}/{c.meta.name}" for c in group if c is not config
-            )
+        for config, index in group.values() if len(group) > 1 else ():
+            others = ", ".join(f"{key.namespace}/{key.name}" for key in group if key != config.key)
+            path = item("spec.servers", index) + ".hosts"
             remedy = "give each its own hosts, or join them"
-            context.add(
-                "IST0145", config, "spec.servers", remedy, port=port, host=host, others=others
-            )
+            context.add("IST0145", config, path, remedy, port=port, host=host, others=others)
 
 
 def analyze_port_names(context: Analysis) -> None:
@@ -247,12 +242,19 @@ def analyze_telemetry_providers(context: Analysis) -> None:
                         context.add("IST0157", config, where, remedy, name=provider.name)
 
 
+_RELATIVE = ("INSERT_BEFORE", "INSERT_AFTER", "REPLACE", "MERGE", "REMOVE")
+
+
 def analyze_envoy_filters(context: Analysis) -> None:
     """Patches whose result depends on other patches (IST0151)."""
     for config in context.of("EnvoyFilter"):
         for index, entry in enumerate(config.spec.config_patches):
             operation = entry.patch.operation if entry.patch else ""
-            relative = operation in ("INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST")
-            if relative and config.spec.priority == 0:
-                path = item("spec.configPatches", index) + ".patch.operation"
+            if config.spec.priority != 0:
+                continue
+            path = item("spec.configPatches", index) + ".patch.operation"
+            version = entry.match.proxy.proxy_version if entry.match and entry.match.proxy else ""
+            if version and operation in _RELATIVE:
+                context.add("IST0155", config, path, "set spec.priority", operation=operation)
+            elif operation in ("INSERT_BEFORE", "INSERT_AFTER"):
                 context.add("IST0151", config, path, "set spec.priority", operation=operation)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from meltemi.analyze.context import Analysis
-from meltemi.config.paths import item
+from meltemi.config.paths import item, join
 from meltemi.config.reader import nearest
 from meltemi.config.validate_virtual_service import covers
 from meltemi.model.config import Config
@@ -138,33 +138,39 @@ def _serves(context: Analysis, gateway: Config[Gateway], config: Config[VirtualS
     return False
 
 
-def analyze_conflicts(context: Analysis) -> None:
-    """Inside the mesh one VirtualService per host counts (IST0109)."""
-    owners: dict[str, list[Config[Any]]] = {}
+def analyze_claims(context: Analysis) -> None:
+    """Routing on claims of a token needs a RequestAuthentication at the gateway (IST0149)."""
     for config in context.of("VirtualService"):
-        if config.spec.gateways and "mesh" not in config.spec.gateways:
+        for index, rule in enumerate(config.spec.http):
+            for number, match in enumerate(rule.match):
+                for field, headers in (
+                    ("headers", match.headers),
+                    ("withoutHeaders", match.without_headers),
+                ):
+                    for name in headers:
+                        if name.startswith("@request.auth.claims"):
+                            path = item(item("spec.http", index) + ".match", number) + f".{field}"
+                            _claim(context, config, join(path, name), name)
+
+
+def _claim(context: Analysis, config: Config[VirtualService], path: str, name: str) -> None:
+    for gateway in config.spec.gateways:
+        found = gateway_of(context, config, gateway) if gateway != "mesh" else None
+        if found is None or any(
+            _checks_tokens(context, found, c) for c in context.of("RequestAuthentication")
+        ):
             continue
-        for host in dict.fromkeys(config.spec.hosts):
-            owners.setdefault(context.hostname(host, config.meta.namespace), []).append(config)
-    for host, group in owners.items():
-        for config in group:
-            others = [c for c in group if c is not config and _meets(context, c, config)]
-            if others:
-                names = ", ".join(f"{c.meta.namespace}/{c.meta.name}" for c in others)
-                remedy = "join them into one VirtualService"
-                context.add("IST0109", config, "spec.hosts", remedy, host=host, others=names)
+        remedy = "add a RequestAuthentication in the gateway's namespace that selects its pods"
+        context.add("IST0149", config, path, remedy, key=name, gateway=gateway)
 
 
-def _meets(context: Analysis, one: Config[Any], two: Config[Any]) -> bool:
-    """True when some namespace sees both."""
-    if one.meta.namespace == two.meta.namespace:
-        return True
-    default = context.mesh.default_virtual_service_export_to
-    seen = []
-    for config in (one, two):
-        names = config.spec.export_to or default
-        seen.append({config.meta.namespace if name == "." else name for name in names} - {"~"})
-    return "*" in seen[0] or "*" in seen[1] or bool(seen[0] & seen[1])
+def _checks_tokens(context: Analysis, gateway: Config[Gateway], policy: Config[Any]) -> bool:
+    """Whether a policy selects pods of a gateway; where pods are unknown, whether it could."""
+    wanted = policy.spec.selector.match_labels if policy.spec.selector else {}
+    spaces = {pod.namespace for pod in context.workloads("", gateway.spec.selector)}
+    if spaces and policy.meta.namespace not in (*spaces, context.mesh.root_namespace):
+        return False
+    return all(gateway.spec.selector.get(key, value) == value for key, value in wanted.items())
 
 
 def analyze_reachability(context: Analysis) -> None:
@@ -183,7 +189,7 @@ def _reachability(context: Analysis, config: Config[Any], kind: str, rules: Sequ
             reason = f"rule {catch_all} matches everything"
             context.add("IST0130", config, path, "move it up, or remove it", reason=reason)
             continue
-        matches = [_without_name(match) for match in rule.match]
+        matches = [without_name(match) for match in rule.match]
         if matches and all(match in seen for match in matches):
             reason = f"rule {seen[matches[0]]} has the same match"
             context.add("IST0130", config, path, "change the match, or remove it", reason=reason)
@@ -197,7 +203,7 @@ def _reachability(context: Analysis, config: Config[Any], kind: str, rules: Sequ
             catch_all = index
 
 
-def _without_name(match: Any) -> Any:
+def without_name(match: Any) -> Any:
     """A match without what has no influence on matching."""
     if isinstance(match, HTTPMatchRequest):
         return type(match)(

@@ -1,12 +1,13 @@
 """``compile``: YAML in, the exact Envoy configuration out, without a cluster.
 
-Exit codes: 0; 1 when an object is wrong (the findings are on standard error, each with file, line, field and remedy).
+Exit codes: 0; 1 when an object is wrong. Findings are on standard error, each with file, line, field and remedy; those about
+objects that only together are wrong (conflicts, references to nothing) stop nothing, as they would not stop istiod.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from meltemi.commands.validate import files_of, read_source
 
 if TYPE_CHECKING:
     from meltemi.commands.compiled import Compiled, Compiler
+    from meltemi.model.origin import Finding
     from meltemi.registry.offline import OfflineMesh, OfflineProxy
 
 
@@ -64,10 +66,11 @@ def compile_(
     from meltemi.commands.compiled import Compiler
 
     mesh = _read((*paths, *more), namespace, mesh_config)
-    wrong = _report(mesh)
+    wrong = _report(mesh.findings)
     if wrong and not keep_going:
         return 1
     compiler = Compiler(mesh)
+    _report(compiler.findings())
     chosen = _chosen(compiler, wanted)
     made = (compiler.compile(proxy) for proxy in chosen)
     if output == "bootstrap":
@@ -94,13 +97,15 @@ def _read(paths: tuple[str, ...], namespace: str, mesh_config: str) -> OfflineMe
     return mesh
 
 
-def _report(mesh: OfflineMesh) -> bool:
+def _report(findings: Iterable[Finding]) -> bool:
     """Findings go to standard error; True when one is an error."""
     from meltemi.model.origin import Level
 
-    for finding in mesh.findings:
+    worst = False
+    for finding in findings:
         click.echo(str(finding), err=True)
-    return any(finding.level is Level.ERROR for finding in mesh.findings)
+        worst = worst or finding.level is Level.ERROR
+    return worst
 
 
 def _chosen(compiler: Compiler, wanted: str) -> list[OfflineProxy]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
+from meltemi.analyze.analysis import analyze
 from meltemi.ir.proxy import ProxyIR
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import EMPTY
 from meltemi.model.frozen import FrozenMap
 from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE
-from meltemi.model.origin import Finding
+from meltemi.model.origin import Finding, Level
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
 from meltemi.push.classes import class_key
@@ -101,6 +102,12 @@ class Compiler:
             for host, group in registry.services.items()
         )
         return replace(registry, services=services)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong across objects: references to nothing, conflicts. istiod uses them all the same."""
+        objects = (*self.mesh.configs.values(), *self.mesh.services.values())
+        found = analyze(objects, self.context.registry, self.mesh.mesh)
+        return [finding for finding in found if finding.level is not Level.INFO]
 
     def proxies(self) -> list[OfflineProxy]:
         """Everything that runs a proxy, by namespace and name."""

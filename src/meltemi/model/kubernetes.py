@@ -55,12 +55,19 @@ class ContainerPort(K8s, frozen=True):
     protocol: str = "TCP"
 
 
+class SecurityContext(K8s, frozen=True):
+    """Whom a container, or a whole pod, runs as."""
+
+    run_as_user: int | None = None
+
+
 class Container(K8s, frozen=True):
-    """A container: only its name and ports matter here."""
+    """A container: its name, its ports, and what the analyzers ask for."""
 
     name: str = ""
     image: str = ""
     ports: tuple[ContainerPort, ...] | None = None
+    security_context: SecurityContext | None = None
 
 
 class PodSpec(K8s, frozen=True):
@@ -73,6 +80,7 @@ class PodSpec(K8s, frozen=True):
     host_network: bool = False
     hostname: str = ""
     subdomain: str = ""
+    security_context: SecurityContext | None = None
 
 
 class PodIP(K8s, frozen=True):

@@ -117,6 +117,7 @@ class OfflineMesh:
     proxies: list[OfflineProxy] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     places: dict[Key, Origin] = field(default_factory=dict)
+    services: dict[Key, AnyConfig] = field(default_factory=dict)  # as written, with their lines
 
     def namespaces(self) -> dict[str, Mapping[str, str]]:
         """Labels of the namespaces that were written."""
@@ -197,6 +198,8 @@ def complete(
         elif isinstance(config.spec, k8s.K8s):
             made.natives.pop(key, None)
             made.natives[key] = config.spec
+            if raw.kind == "Service":
+                made.services[key] = config
         else:
             made.configs.pop(key, None)
             made.configs[key] = config

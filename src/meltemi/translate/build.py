@@ -28,3 +28,12 @@ class Build:
     def report(self, code: str, text: str, origin: Origin, remedy: str = "") -> None:
         """Record something wrong with the user's configuration."""
         self.findings.append(Finding(code, Level.WARNING, text, origin, remedy))
+
+    def report_both(
+        self, code: str, text: str, origins: tuple[Origin, Origin], remedy: str = ""
+    ) -> None:
+        """Record a conflict at both objects, each time once."""
+        for origin in origins:
+            found = Finding(code, Level.WARNING, text, origin, remedy)
+            if found not in self.findings:
+                self.findings.append(found)

@@ -51,12 +51,13 @@ def _from_services(build: Build) -> list[InboundPort]:
         known = targets.setdefault(target.target_port, target)
         if known.protocol is not target.protocol:
             service = build.scope.by_host.get(target.hostname)
-            if service is not None:
-                build.report(
+            older = build.scope.by_host.get(known.hostname)
+            if service is not None and older is not None:
+                build.report_both(
                     "MLT0102",
                     f"{target.hostname} and {known.hostname} give port {target.target_port} different "
                     f"protocols ({target.protocol.value}, {known.protocol.value}); the older holds",
-                    service.origin,
+                    (service.origin, older.origin),
                     "name the ports of both Services for the same protocol",
                 )
     captured = build.proxy.interception != "NONE"

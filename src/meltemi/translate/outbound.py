@@ -113,11 +113,11 @@ def _add_chains(
         if kept is not None:
             known.append(kept)
         if kept is not chain and owner is not service:
-            build.report(
+            build.report_both(
                 "MLT0101",
                 f"{service.hostname} and {owner.hostname} both claim {key[0]}:{key[1]}; "
                 f"{owner.hostname} is older and keeps it",
-                service.origin,
+                (service.origin, owner.origin),
                 "give one of them an address, another port, or an HTTP port name",
             )
 
