@@ -78,6 +78,43 @@ def test_replicas_and_namespaces_are_waited_for() -> None:
     assert any("shop" in line for line in rotation.waiting_for(START, PAIR, behind))
 
 
+def test_below_one_root_proxies_are_asked_at_once() -> None:
+    """The bundle stays the same, so that nothing else would tell them to renew."""
+    one, two = Made("one", OLD), Made("two", OLD)
+    pair = rotation.Pair(
+        secrets.authority_of(files(one, root=OLD)), secrets.authority_of(files(two, root=OLD))
+    )
+    held = Held(frozenset({A}), authority.fingerprint(one.certificate))
+    state = rotation.advance(START, pair, proof(START, held), NOW)
+    assert state is not None
+    assert (state.phase, state.renewal) == (Phase.ISSUE, 1)
+    texts = [
+        rotation.published(rotation.effective(pair, s.phase).roots, s.renewal)
+        for s in (START, state)
+    ]
+    assert len(set(texts)) == 2
+    assert rotation.abort(state, NOW, pair).renewal == 1
+    assert rotation.resume(rotation.abort(state, NOW, pair), NOW, pair) == START
+    renewed = replace(held, issuer=authority.fingerprint(two.certificate))
+    retire = rotation.advance(state, pair, proof(state, renewed), NOW)
+    assert retire is not None
+    assert (retire.phase, retire.renewal) == (Phase.RETIRE, 0)
+
+
+def test_reports_of_a_large_mesh_fit_into_a_config_map() -> None:
+    """Ten thousand proxies on one replica, in the middle of a rotation: less than half a mebibyte."""
+    rand = random.Random(1)
+    names = [
+        f"web-{i % 300}-{rand.randbytes(4).hex()}-{i:05x}.team-{i % 40}" for i in range(10_000)
+    ]
+    records = {
+        name: Held(frozenset({A, B}), A, NOW + rand.random() * 3600, NOW + 86400) for name in names
+    }
+    text = rotation.write_report(Report("t", A, frozenset(names), records))
+    assert len(text) < 512 * 1024
+    assert rotation.read_report(text).connected == frozenset(names)
+
+
 def test_back_and_forth() -> None:
     """Abort and resume move between the ways; only a finished exchange cannot be aborted."""
     assert rotation.abort(START, NOW).phase is Phase.REVERT
@@ -128,7 +165,7 @@ def test_state_and_reports_survive_being_written() -> None:
         "t", A, frozenset({"p.default"}), {"p.default": Held(frozenset({A}), A, 1.5, 9.0)}
     )
     assert rotation.read_report(rotation.write_report(report)) == report
-    assert rotation.read_report("[") == Report()
+    assert rotation.read_report("[") == rotation.read_report("AAAA") == Report()
     newer = Report("t", B, frozenset(), {"p.default": Held(frozenset({B}), B, 2.0, 9.0)})
     assert (
         rotation.proof_of({"1": report, "2": newer}).proxies["p.default"]

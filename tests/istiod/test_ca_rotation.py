@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import AsyncIterator
+import itertools
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +79,17 @@ async def begin(api: KubeApi, name: str = "r1") -> authority.Authority:
     return new
 
 
+async def order(
+    api: KubeApi, change: Callable[[rotation.Rotation, float], rotation.Rotation]
+) -> None:
+    """What ``meltemi ca rotate --abort`` and ``--resume`` do."""
+    path = f"/api/v1/namespaces/istio-system/secrets/{rotation.SECRET}"
+    kept = await api.json("GET", path)
+    text = base64.b64decode(kept["data"][rotation.STATE_KEY]).decode()
+    following = change(rotation.read_state(text), SystemClock().now())
+    await ca_rotation.write_state(api, "istio-system", following, kept)
+
+
 def phase(kube: KubeServer, plane: ControlPlane) -> str:
     kept: dict[str, Any] | None = kube.objects[SECRETS].get(("istio-system", rotation.SECRET))
     if kept is None:
@@ -81,6 +97,22 @@ def phase(kube: KubeServer, plane: ControlPlane) -> str:
 
     text = base64.b64decode(kept["data"][rotation.STATE_KEY]).decode()
     return rotation.read_state(text).phase.value
+
+
+def shared(kube: KubeServer) -> dict[str, set[str]]:
+    """The proxies that each replica says are connected to it, where it says so in a rotation."""
+    found = kube.objects[MAPS].get(("istio-system", rotation.PROXIES_MAP)) or {}
+    reports = {name: rotation.read_report(text) for name, text in found.get("data", {}).items()}
+    return {name: set(report.connected) for name, report in reports.items() if report.token}
+
+
+async def reached(
+    kube: KubeServer, plane: ControlPlane, wanted: str, trusted: tuple[str, ...] = ()
+) -> None:
+    """Wait for a phase, and for what the mesh is told to trust in it."""
+    await until(lambda: phase(kube, plane) == wanted)
+    if trusted:
+        await until(lambda: authority.fingerprints(bundle_of(kube)) == trusted)
 
 
 async def connect(kube: KubeServer, plane: ControlPlane, channel: Any) -> str:
@@ -131,7 +163,7 @@ async def test_another_replica_goes_on_and_the_way_back_is_open(
             name = await connect(kube, plane, channel)
             a = await renew(plane, name, old)
             await begin(api)
-            await until(lambda: phase(kube, plane) == "distribute")
+            await until(lambda: shared(kube).get(OPTIONS.pod) == {name})
     later = replace(OPTIONS, pod="istiod-2", rotation_settle_s=600.0)
     async with (
         running(later, Connection(kube.url)) as plane,
@@ -141,13 +173,148 @@ async def test_another_replica_goes_on_and_the_way_back_is_open(
         await until(lambda: len(authority.fingerprints(bundle_of(kube))) == 2)
         await renew(plane, name, bundle_of(kube))
         await until(lambda: phase(kube, plane) == "issue")
-        path = f"/api/v1/namespaces/istio-system/secrets/{rotation.SECRET}"
-        kept = await api.json("GET", path)
-
-        text = base64.b64decode(kept["data"][rotation.STATE_KEY]).decode()
-        back = rotation.abort(rotation.read_state(text), SystemClock().now())
-        await ca_rotation.write_state(api, "istio-system", back, kept)
+        await order(api, rotation.abort)
         await until(lambda: authority.fingerprints(bundle_of(kube))[0] == a)
         assert await renew(plane, name, bundle_of(kube)) == a
         await until(lambda: phase(kube, plane) == "")
         await until(lambda: bundle_of(kube) == old)
+
+
+async def test_istiod_dies_in_every_phase(kube: KubeServer, api: KubeApi) -> None:
+    """Each phase is ended by another replica than the one that began it; the result is the same."""
+    options = replace(OPTIONS, rotation_settle_s=600.0, rotation_pause_s=0.1)
+    async with running(options, Connection(kube.url)) as plane:
+        await until(lambda: bundle_of(kube))
+        old = bundle_of(kube)
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            name = await connect(kube, plane, channel)
+            a = await renew(plane, name, old)
+            new = await begin(api)
+            await until(lambda: shared(kube).get(OPTIONS.pod) == {name})
+    b = authority.fingerprint(new.certificate)
+    way = ("distribute", (a, b)), ("issue", (b, a)), ("retire", (b,)), ("commit", (b,))
+    for (before, trusted), (following, _) in itertools.pairwise(way):
+        async with (
+            running(replace(options, pod=f"istiod-{before}"), Connection(kube.url)) as plane,
+            aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+        ):
+            await connect(kube, plane, channel)
+            await reached(kube, plane, before, trusted)
+            await renew(plane, name, bundle_of(kube))
+            await reached(kube, plane, following)
+    async with running(replace(options, pod="istiod-last"), Connection(kube.url)) as plane:
+        await until(lambda: phase(kube, plane) == "")
+        held = kube.objects[SECRETS]["istio-system", secrets.SELF_SIGNED_SECRET]
+        assert base64.b64decode(held["data"]["root-cert.pem"]).decode() == new.roots
+        assert authority.fingerprints(bundle_of(kube)) == (b,)
+        assert await renew(plane, name, bundle_of(kube)) == b
+
+
+@pytest.mark.parametrize("until_phase", ["distribute", "issue", "retire"])
+async def test_every_phase_leads_back(kube: KubeServer, api: KubeApi, until_phase: str) -> None:
+    """An order to abort, given at any time, ends with what there was before; istiod restarts on the way."""
+    options = replace(OPTIONS, rotation_settle_s=600.0, rotation_pause_s=0.1)
+    async with running(options, Connection(kube.url)) as plane:
+        await until(lambda: bundle_of(kube))
+        old = bundle_of(kube)
+        a = authority.fingerprints(old)[0]
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            name = await connect(kube, plane, channel)
+            await renew(plane, name, old)
+            b = authority.fingerprint((await begin(api)).certificate)
+            for each, trusted in (("distribute", (a, b)), ("issue", (b, a)), ("retire", (b,))):
+                await reached(kube, plane, each, trusted)
+                if each == until_phase:
+                    break
+                await renew(plane, name, bundle_of(kube))
+            await order(api, rotation.abort)
+            # The proxy was not told to forget the old root yet, so that restoring it is done at once.
+            await until(lambda: phase(kube, plane) == "revert")
+    async with (
+        running(replace(options, pod="istiod-2"), Connection(kube.url)) as plane,
+        aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+    ):
+        await connect(kube, plane, channel)
+        await until(lambda: authority.fingerprints(bundle_of(kube))[0] == a)
+        await renew(plane, name, bundle_of(kube))
+        await until(lambda: phase(kube, plane) == "")
+        await until(lambda: bundle_of(kube) == old)
+        assert await renew(plane, name, old) == a
+
+
+async def test_the_command_only_looks_and_orders(
+    kube: KubeServer, api: KubeApi, tmp_path: Path
+) -> None:
+    """Killed while it watches, nothing is lost; a second rotation is refused; it shows the proof; abort ends it."""
+    config = tmp_path / "config"
+    clusters = [{"name": "k", "cluster": {"server": kube.url}}]
+    contexts = [{"name": "k", "context": {"cluster": "k", "user": ""}}]
+    config.write_text(
+        json.dumps({"clusters": clusters, "contexts": contexts, "current-context": "k"})
+    )
+
+    async def meltemi(*words: str) -> asyncio.subprocess.Process:
+        line = [sys.executable, "-m", "meltemi.commands.main", "ca", *words, "-c", str(config)]
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*line, stdout=pipe, stderr=pipe)
+
+    async def said(*words: str) -> str:
+        out, err = await (await meltemi(*words)).communicate()
+        return (out + err).decode()
+
+    async with running(OPTIONS, Connection(kube.url)) as plane:
+        await until(lambda: bundle_of(kube))
+        old = bundle_of(kube)
+        async with aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel:
+            name = await connect(kube, plane, channel)
+            a = await renew(plane, name, old)
+            assert "so there is nothing to abort" in await said("rotate", "--abort")
+            watching = await meltemi("rotate", "--watch")
+            assert watching.stdout is not None
+            assert b"has begun" in await watching.stdout.readline()
+            watching.kill()
+            await watching.wait()
+            await until(lambda: phase(kube, plane) == "distribute")
+            await until(lambda: len(authority.fingerprints(bundle_of(kube))) == 2)
+            pod = {
+                "metadata": {
+                    "name": OPTIONS.pod,
+                    "namespace": "istio-system",
+                    "labels": {"app": "istiod"},
+                }
+            }
+            await kube.put("/api/v1/pods", {**pod, "status": {"phase": "Running"}})
+            assert "a rotation runs already" in await said("rotate")
+            found = json.loads(await said("status", "-o", "json"))
+            assert found["rotation"]["phase"] == "distribute"
+            assert found["rotation"]["waitingFor"] == [f"1 of 1 proxies: {name}"]
+            assert (found["trustedBy"], found["issuedBy"]) == ({a: 1}, {a: 1})
+            ending = await meltemi("rotate", "--abort", "--watch")
+            await until(lambda: phase(kube, plane) == "revert")
+            await renew(plane, name, bundle_of(kube))
+            out, _ = await ending.communicate()
+            assert ending.returncode == 0
+            assert "no rotation runs" in out.decode()
+            assert "going back: the old authority signs" in out.decode()
+            await until(lambda: bundle_of(kube) == old)
+
+
+async def test_nothing_goes_on_before_proxies_are_back(kube: KubeServer, api: KubeApi) -> None:
+    """istiod died before it could say who is connected: its successor waits, and then forgets what it had shared."""
+    async with running(OPTIONS, Connection(kube.url)) as plane:
+        await until(lambda: bundle_of(kube))
+        await until(lambda: ("istio-system", rotation.PROXIES_MAP) in kube.objects[MAPS])
+    await begin(api)
+    later = replace(OPTIONS, pod="istiod-2", rotation_settle_s=600.0)
+    async with (
+        running(later, Connection(kube.url)) as plane,
+        aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+    ):
+        name = await connect(kube, plane, channel)
+        await until(lambda: shared(kube).get("istiod-2") == {name})
+        assert phase(kube, plane) == "distribute"
+    last = replace(OPTIONS, pod="istiod-3")
+    async with running(last, Connection(kube.url)) as plane:
+        await until(lambda: phase(kube, plane) == "")
+        maps = kube.objects[MAPS]
+        await until(lambda: {*maps["istio-system", rotation.PROXIES_MAP]["data"]} == {"istiod-3"})

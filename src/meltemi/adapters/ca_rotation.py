@@ -31,6 +31,7 @@ IDLE_S = 30.0
 BUSY_S = 1.0
 SETTLE_S = 30.0  # after a change of leader, proxies of the one before may still be on their way
 AGAIN_S = 60.0
+TIDY_S = 3600.0
 
 
 class Ledger:
@@ -40,6 +41,8 @@ class Ledger:
         self._clock = clock
         self._connected = connected
         self._records: dict[str, rotation.Held] = {}
+        # Names whose records others can know from this replica only.
+        self._own: set[str] = set()
 
     def note(
         self,
@@ -58,6 +61,7 @@ class Ledger:
         if not isinstance(name, str) or not name.endswith(f".{who.namespace}"):
             name, trusts = f"@{address_of(peer)}", None
         roots = trusts.split(",") if isinstance(trusts, str) else authority.fingerprints(held.roots)
+        self._own.add(name)
         self._records.pop(name, None)
         self._records[name] = rotation.Held(
             frozenset(filter(None, roots)),
@@ -66,23 +70,32 @@ class Ledger:
             expires,
         )
         while len(self._records) > RECORDS_MAX:
-            del self._records[next(iter(self._records))]
+            oldest = next(iter(self._records))
+            del self._records[oldest]
+            self._own.discard(oldest)
 
-    def adopt(self, records: Mapping[str, rotation.Held]) -> None:
-        """What another replica, or an earlier run, knew."""
+    def adopt(self, records: Mapping[str, rotation.Held], *, own: bool = False) -> None:
+        """What another replica knew, or (``own``) an earlier run of this one."""
         for name, held in records.items():
             if name not in self._records or held.at > self._records[name].at:
                 self._records[name] = held
+                if own:
+                    self._own.add(name)
 
     def report(self, token: str, base: str) -> rotation.Report:
-        """What to share. Records of addresses take the name of the connected proxy that has the address."""
+        """What to share: of the proxies connected here, and what was issued here.
+
+        Records of addresses take the name of the connected proxy that has the address.
+        """
         now = self._clock.now()
         self._records = {n: h for n, h in self._records.items() if h.expires > now}
+        self._own &= self._records.keys()
         connected = list(self._connected())
-        records = dict(self._records)
+        here = self._own | {proxy.id for proxy in connected}
+        records = {name: held for name, held in self._records.items() if name in here}
         for proxy in connected:
             for address in proxy.addresses:
-                found = records.get(f"@{address}")
+                found = self._records.get(f"@{address}")
                 named = records.get(proxy.id)
                 if found and (named is None or found.at > named.at):
                     records[proxy.id] = found
@@ -111,8 +124,8 @@ class Sharer:
 
     async def run(self) -> None:
         """Share until cancelled: soon while a rotation runs, seldom otherwise."""
-        for report in (await read_reports(self._api, self._namespace)).values():
-            self._ledger.adopt(report.records)
+        for name, report in (await read_reports(self._api, self._namespace)).items():
+            self._ledger.adopt(report.records, own=name == self._replica)
         while True:
             try:
                 await self.share()
@@ -128,11 +141,7 @@ class Sharer:
 
     async def share(self) -> None:
         """Write the report if it is another one."""
-        state, base = self._store.rotation, self._store.base
-        report = self._ledger.report(
-            state.token if state else "", authority.fingerprint(base.certificate) if base else ""
-        )
-        text = rotation.write_report(report)
+        text = rotation.write_report(report_now(self._store, self._ledger))
         if text == self._written:
             return
         path = collection("v1", "configmaps", self._namespace)
@@ -148,6 +157,14 @@ class Sharer:
             made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, **body}
             await self._api.json("POST", path, body=made)
         self._written = text
+
+
+def report_now(store: AuthorityStore, ledger: Ledger) -> rotation.Report:
+    """What this replica has to say."""
+    state, base = store.rotation, store.base
+    return ledger.report(
+        state.token if state else "", authority.fingerprint(base.certificate) if base else ""
+    )
 
 
 async def read_reports(api: KubeApi, namespace: str) -> dict[str, rotation.Report]:
@@ -212,6 +229,7 @@ class Conductor:
         self._pause_s = pause_s
         self._settle_s = settle_s
         self._began = clock.monotonic()
+        self._tidied = -TIDY_S
         self._complete = ""
 
     async def run(self) -> None:
@@ -223,15 +241,21 @@ class Conductor:
                 continue
             try:
                 await self.step()
+                await self._tidy()
             except KubeError as error:
                 log.warning("rotation waits", error=str(error))
+
+    @property
+    def _young(self) -> bool:
+        """Whether proxies of a leader before this one may still be on their way here."""
+        return self._clock.monotonic() - self._began < self._settle_s
 
     async def step(self) -> None:
         """Look at the proof once, and act on it."""
         state, pair = self._store.rotation, self._store.pair
         if state is None or pair is None:
             return
-        proof = await self._proof()
+        proof = await self._proof(state)
         if state.phase is rotation.Phase.COMMIT:
             await self._install(state, pair)
         now = self._clock.now()
@@ -251,19 +275,21 @@ class Conductor:
             proxies=len(proof.proxies),
         )
         if following is None:
-            await self._finish()
+            await self._finish(state)
         else:
             await self._write(following, state)
 
-    async def _proof(self) -> rotation.Proof:
+    async def _proof(self, state: rotation.Rotation) -> rotation.Proof:
         reports = await read_reports(self._api, self._namespace)
         alive = await read_replicas(self._api, self._namespace) | {self._replica}
         for report in reports.values():
             self._ledger.adopt(report.records)
-        young = self._clock.monotonic() - self._began < self._settle_s
+        # Its own is taken fresh: a proxy may have come since it was written.
+        reports[self._replica] = report_now(self._store, self._ledger)
+        late = (reports[name].rotation_id != state.id for name in reports.keys() - alive)
         counted = {
             name: reports.get(name, rotation.Report())
-            for name in (alive | (reports.keys() if young else set()))
+            for name in (alive | (reports.keys() if self._young else set()))
         }
         proof = rotation.proof_of(counted, self._unpublished())
         known = rotation.proof_of({**reports, **counted}).proxies
@@ -271,7 +297,25 @@ class Conductor:
             {name: known.get(name) for name in proof.proxies},
             {name: view for name, view in proof.replicas.items() if name in alive},
             proof.unpublished,
+            # One that is gone may have heard of a proxy after its last report, which is from before this rotation.
+            settled=not (self._young and any(late)),
         )
+
+    async def _tidy(self) -> None:
+        """Forget what replicas that are long gone had shared; what they knew stays known."""
+        now = self._clock.monotonic()
+        if self._young or now - self._tidied < TIDY_S:
+            return
+        self._tidied = now
+        reports = await read_reports(self._api, self._namespace)
+        alive = await read_replicas(self._api, self._namespace) | {self._replica}
+        gone = reports.keys() - alive
+        for name in gone:
+            self._ledger.adopt(reports[name].records, own=True)
+        if gone:
+            path = collection("v1", "configmaps", self._namespace, rotation.PROXIES_MAP)
+            body = {"data": dict.fromkeys(gone)}
+            await self._api.json("PATCH", path, body=body, content_type=MERGE)
 
     async def _ask_again(self, state: rotation.Rotation, now: float) -> None:
         if now - state.since < AGAIN_S * 2.0**state.renewal:
@@ -284,12 +328,17 @@ class Conductor:
 
     async def _write(self, following: rotation.Rotation, before: rotation.Rotation) -> None:
         """The next state, unless somebody gave an order meanwhile."""
-        path = collection("v1", "secrets", self._namespace, rotation.SECRET)
-        kept = await self._api.json("GET", path)
-        text = base64.b64decode(kept["data"][rotation.STATE_KEY]).decode()
-        if rotation.read_state(text) == before:
+        kept = await self._unchanged(before)
+        if kept is not None:
             await write_state(self._api, self._namespace, following, kept)
         await self._store.refresh()
+
+    async def _unchanged(self, state: rotation.Rotation) -> Mapping[str, Any] | None:
+        """The Secret, if it still says so."""
+        path = collection("v1", "secrets", self._namespace, rotation.SECRET)
+        kept: Mapping[str, Any] = await self._api.json("GET", path)
+        text = base64.b64decode(kept["data"][rotation.STATE_KEY]).decode()
+        return kept if rotation.read_state(text) == state else None
 
     async def _install(self, state: rotation.Rotation, pair: rotation.Pair) -> None:
         """Put the new authority into the Secret where it will live."""
@@ -300,9 +349,13 @@ class Conductor:
         await install(self._api, self._namespace, state.target, pair.new)
         await self._store.refresh()
 
-    async def _finish(self) -> None:
-        path = collection("v1", "secrets", self._namespace, rotation.SECRET)
-        await self._api.request("DELETE", path)
+    async def _finish(self, state: rotation.Rotation) -> None:
+        """Forget the rotation, unless somebody gave an order meanwhile."""
+        kept = await self._unchanged(state)
+        if kept is not None:
+            same = {"preconditions": {"resourceVersion": kept["metadata"]["resourceVersion"]}}
+            path = collection("v1", "secrets", self._namespace, rotation.SECRET)
+            await self._api.request("DELETE", path, body=same)
         await self._store.refresh()
 
 

@@ -26,8 +26,10 @@ answer, so any replica can go on where another stopped.
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +40,7 @@ from meltemi.ca.authority import Authority
 SECRET = "istio-ca-rotation"  # noqa: S105 - a Secret's name
 STATE_KEY = "state.json"
 PROXIES_MAP = "istio-ca-proxies"
+_REPORT_LENGTH_MAX = 16 * 1024 * 1024
 
 
 class Phase(enum.Enum):
@@ -73,6 +76,8 @@ _ABORT = {
     Phase.RETIRE: Phase.RESTORE,
 }
 _RESUME = {Phase.REVERT: Phase.DISTRIBUTE, Phase.RESTORE: Phase.ISSUE}
+# Phases that end when every proxy has another certificate.
+_RENEWING = frozenset({Phase.ISSUE, Phase.REVERT})
 _OLD_SIGNS = frozenset({Phase.DISTRIBUTE, Phase.REVERT})
 
 
@@ -118,12 +123,14 @@ class Proof:
     """What is known of the mesh. A proxy is None when it is connected and nothing is known of it.
 
     ``replicas``: (phase token, short name of the authority in its own place) of each control plane;
-    ``unpublished``: namespaces whose root ConfigMap is not up to date.
+    ``unpublished``: namespaces whose root ConfigMap is not up to date. ``settled`` is False while proxies may be
+    connected that nobody who is alive has heard of.
     """
 
     proxies: Mapping[str, Held | None] = field(default_factory=dict)
     replicas: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     unpublished: tuple[str, ...] = ()
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ def effective(pair: Pair, phase: Phase) -> Authority:
     """The authority to work with: who signs, and what is trusted.
 
     The signing authority's root comes first, so that the bundle changes with each phase: that is what makes
-    agents renew.
+    agents renew. (Under one root it is ``published`` that changes.)
     """
     signs, other = (pair.old, pair.new) if phase in _OLD_SIGNS else (pair.new, pair.old)
     if phase in (Phase.RETIRE, Phase.COMMIT):
@@ -166,6 +173,8 @@ def waiting_for(state: Rotation, pair: Pair, proof: Proof) -> tuple[str, ...]:
         for name, (token, _) in sorted(proof.replicas.items())
         if token != state.token
     ]
+    if not proof.settled:
+        lines.append("istiod has just started: proxies are still on their way to it")
     if proof.unpublished:
         lines.append(f"the root is not yet published in {_some(proof.unpublished)}")
     missing = [name for name, held in proof.proxies.items() if not _done(state.phase, pair, held)]
@@ -186,10 +195,19 @@ def advance(state: Rotation, pair: Pair, proof: Proof, now: float) -> Rotation |
     if waiting_for(state, pair, proof):
         return state
     following = _FORWARD[state.phase]
-    return replace(state, phase=following, since=now, renewal=0) if following else None
+    return _enter(state, following, now, pair) if following else None
 
 
-def abort(state: Rotation, now: float) -> Rotation:
+def _enter(state: Rotation, phase: Phase, now: float, pair: Pair | None) -> Rotation:
+    """The beginning of a phase.
+
+    Below one root, authorities can be exchanged without the bundle telling anybody: then proxies are asked at once.
+    """
+    silent = pair is not None and _names(pair.old) == _names(pair.new)
+    return replace(state, phase=phase, since=now, renewal=int(silent and phase in _RENEWING))
+
+
+def abort(state: Rotation, now: float, pair: Pair | None = None) -> Rotation:
     """Go back to the old authority. Raises OrderRefused."""
     if state.phase in _RESUME:
         return state
@@ -198,13 +216,13 @@ def abort(state: Rotation, now: float) -> Rotation:
         raise OrderRefused(
             "the new authority is already in place; to go back, rotate again with: meltemi ca rotate --to DIR"
         )
-    return replace(state, phase=following, since=now, renewal=0)
+    return _enter(state, following, now, pair)
 
 
-def resume(state: Rotation, now: float) -> Rotation:
+def resume(state: Rotation, now: float, pair: Pair | None = None) -> Rotation:
     """Go forward again. A rotation that goes forward stays as it is."""
     following = _RESUME.get(state.phase)
-    return replace(state, phase=following, since=now, renewal=0) if following else state
+    return _enter(state, following, now, pair) if following else state
 
 
 def ask_again(state: Rotation) -> Rotation:
@@ -282,9 +300,14 @@ class Report:
     connected: frozenset[str] = frozenset()
     records: Mapping[str, Held] = field(default_factory=dict)
 
+    @property
+    def rotation_id(self) -> str:
+        """The rotation that it was written in; "" outside of one."""
+        return self.token.partition("/")[0]
+
 
 def write_report(report: Report) -> str:
-    """A report as compact text: about 100 bytes a proxy."""
+    """A report as text for a ConfigMap, which holds a mebibyte: packed, some 40 bytes a proxy."""
     body = {
         "token": report.token,
         "base": report.base,
@@ -294,13 +317,16 @@ def write_report(report: Report) -> str:
             for name, h in sorted(report.records.items())
         },
     }
-    return json.dumps(body, separators=(",", ":"))
+    packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 9)
+    return base64.b64encode(packed).decode()
 
 
 def read_report(text: str) -> Report:
     """The report of a text; an empty one when it cannot be read (it is written again soon)."""
     try:
-        body = json.loads(text)
+        # Bounded, because whoever may write the ConfigMap chooses what unpacks.
+        packed = zlib.decompressobj()
+        body = json.loads(packed.decompress(base64.b64decode(text), _REPORT_LENGTH_MAX))
         records = {
             name: Held(frozenset(map(str, v[0])), str(v[1]), float(v[2]), float(v[3]))
             for name, v in body["records"].items()
@@ -308,7 +334,7 @@ def read_report(text: str) -> Report:
         return Report(
             str(body["token"]), str(body["base"]), frozenset(map(str, body["connected"])), records
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error):
         return Report()
 
 

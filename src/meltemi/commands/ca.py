@@ -98,20 +98,27 @@ def _decoded(secret: dict[str, Any] | None) -> dict[str, bytes]:
     return {k: base64.b64decode(v) for k, v in ((secret or {}).get("data") or {}).items()}
 
 
+async def _own(api: Any, namespace: str) -> dict[str, Any]:
+    """The Secret of the present authority: the plugged-in one, or else the mesh's own."""
+    from meltemi.ca import secrets
+
+    for name in (secrets.PLUGGED_SECRET, secrets.SELF_SIGNED_SECRET):
+        if (found := await _secret(api, namespace, name)) is not None:
+            return found
+    raise CommandError(
+        f"there is no authority in namespace {namespace}; install the mesh first, or name its namespace with -i"
+    )
+
+
 async def _start(api: Any, namespace: str, folder: str) -> None:
     from meltemi.adapters import ca_rotation
     from meltemi.adapters.kube_api import KubeError
     from meltemi.ca import authority, rotation, secrets
 
-    plugged = await _secret(api, namespace, secrets.PLUGGED_SECRET)
-    own = await _secret(api, namespace, secrets.SELF_SIGNED_SECRET)
-    if plugged is None and own is None:
-        raise CommandError(
-            f"there is no authority in namespace {namespace}; install the mesh first, or name its namespace with -i"
-        )
+    own = await _own(api, namespace)
     if folder:
         new, target = _plug(Path(folder)), secrets.PLUGGED_SECRET
-    elif plugged is not None:
+    elif own["metadata"]["name"] == secrets.PLUGGED_SECRET:
         raise CommandError(
             "this mesh's authority is plugged in (Secret cacerts); name the folder of the next one: "
             "meltemi ca rotate --to DIR"
@@ -172,15 +179,18 @@ def _self_signed(own: dict[str, bytes]) -> Any:
 
 async def _order(api: Any, namespace: str, order: str) -> None:
     from meltemi.adapters import ca_rotation
-    from meltemi.ca import rotation
+    from meltemi.ca import rotation, secrets
 
     kept = await _secret(api, namespace, rotation.SECRET)
     if kept is None:
         raise CommandError(f"no rotation runs, so there is nothing to {order}")
+    own = await _own(api, namespace)
     try:
-        state = rotation.read_state(_decoded(kept).get(rotation.STATE_KEY, b"").decode())
+        data = _decoded(kept)
+        state = rotation.read_state(data.get(rotation.STATE_KEY, b"").decode())
+        pair = rotation.Pair(secrets.authority_of(_decoded(own)), secrets.authority_of(data))
         change = rotation.abort if order == "abort" else rotation.resume
-        following = change(state, time.time())
+        following = change(state, time.time(), pair)
     except (ValueError, rotation.OrderRefused) as error:
         raise CommandError(str(error)) from error
     if following != state:
@@ -193,12 +203,7 @@ async def _status(api: Any, namespace: str) -> dict[str, Any]:
     from meltemi.adapters import ca_rotation
     from meltemi.ca import authority, rotation, secrets
 
-    plugged = await _secret(api, namespace, secrets.PLUGGED_SECRET)
-    own = plugged or await _secret(api, namespace, secrets.SELF_SIGNED_SECRET)
-    if own is None:
-        raise CommandError(
-            f"there is no authority in namespace {namespace}; install the mesh first"
-        )
+    own = await _own(api, namespace)
     kept = await _secret(api, namespace, rotation.SECRET)
     reports = await ca_rotation.read_reports(api, namespace)
     alive = await ca_rotation.read_replicas(api, namespace)
@@ -221,7 +226,7 @@ async def _status(api: Any, namespace: str) -> dict[str, Any]:
     trusts = Counter(name for h in proof.proxies.values() if h for name in h.trusts)
     issuers = Counter(h.issuer for h in proof.proxies.values() if h)
     found: dict[str, Any] = {
-        "source": secrets.PLUGGED_SECRET if plugged else secrets.SELF_SIGNED_SECRET,
+        "source": own["metadata"]["name"],
         "signs": authority.fingerprint(held.certificate),
         "expires": time.strftime("%Y-%m-%d", time.gmtime(held.expires)),
         "trusted": list(authority.fingerprints(held.roots)),
