@@ -140,8 +140,14 @@ class Ingress:
 
     def login(self, user: str) -> str:
         """The cookie of a signed-in user."""
-        answer = self._without_redirect("/login", f"username={user}&passwd=x".encode(), {})
-        return str(answer.headers["Set-Cookie"]).split(";")[0]
+        return str(self._login(user).headers["Set-Cookie"]).split(";")[0]
+
+    def login_status(self, user: str = "jason") -> int:
+        """How an attempt to sign in, a POST, is answered."""
+        return int(self._login(user).status)
+
+    def _login(self, user: str) -> Any:
+        return self._without_redirect("/login", f"username={user}&passwd=x".encode(), {})
 
     def location(self, path: str, **headers: str) -> tuple[int, str | None]:
         """Status, and where the answer sends the visitor to."""

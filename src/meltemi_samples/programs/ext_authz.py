@@ -23,6 +23,8 @@ from envoy.service.auth.v3 import external_auth_pb2
 from envoy.type.v3 import http_status_pb2
 from google.rpc import code_pb2, status_pb2
 
+from meltemi_samples.programs import serving
+
 ASKED, RESULT = "x-ext-authz", "x-ext-authz-check-result"
 RECEIVED, OVERRIDE = "x-ext-authz-check-received", "x-ext-authz-additional-header-override"
 GOOD, TCP_ACCOUNT = "allow", "/sa/a"
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("--http", type=int, default=8000)
     parser.add_argument("--grpc", type=int, default=9000)
     flags = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    serving.start_logging()
     asyncio.run(serve(flags.http, flags.grpc))
 
 

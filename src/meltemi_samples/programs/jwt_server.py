@@ -1,7 +1,7 @@
 """A key server: gives the public keys of an issuer, over HTTP (port 8000) and HTTPS (port 8443).
 
-Every path answers with the same JSON Web Key Set: that of the file named by JWKS_FILE, or ``jwks.json`` beside
-this sample. The file is read for each request, so that keys can be exchanged while it runs. The certificate for
+Every path answers with the same JSON Web Key Set: that of the file named by JWKS_FILE, or ``jwt-server/jwks.json``
+of the samples. The file is read for each request, so that keys can be exchanged while it runs. The certificate for
 HTTPS is TLS_CERT and TLS_KEY, or one that is made at start and signed by nobody.
 """
 
@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-KEYS = Path(__file__).parents[1] / "jwks.json"
+from meltemi_samples.programs import serving
+
+KEYS = Path(__file__).parents[1] / "jwt-server" / "jwks.json"
 NAMES = ("jwt-server", "localhost")
 LIFE = datetime.timedelta(days=365)
 
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--http", type=int, default=8000)
     parser.add_argument("--https", type=int, default=8443)
     flags = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    serving.start_logging()
     asyncio.run(serve(flags.http, flags.https))
 
 
