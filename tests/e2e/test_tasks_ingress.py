@@ -168,3 +168,50 @@ spec:
         assert '"method": "GET"' in gateway.curl("https", host, "/get", flags)
         assert "server: istio-envoy" not in gateway.curl("https", host, "/get", f"{flags} -I")
         assert _refused(gateway.status("https", "other.example.com", "/get", flags))
+
+
+def by_ingress(kind: str) -> str:
+    return f"""
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {{name: istio}}
+spec: {{controller: istio.io/ingress-controller}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {{name: httpbin}}
+spec:
+  ingressClassName: {kind}
+  rules:
+    - host: ingress.example.com
+      http:
+        paths:
+          - path: /status
+            pathType: Prefix
+            backend: {{service: {{name: httpbin, port: {{name: http}}}}}}
+"""
+
+
+def test_kubernetes_ingress(mesh: Shell) -> None:
+    """An Ingress of the mesh's class is served, says where, and ends with its class."""
+    host = "ingress.example.com"
+    gateway = Gateway(mesh)
+
+    def shown() -> list[str]:
+        held = mesh.json("kubectl get ingress -n kubernetes-ingress httpbin -o json")
+        entries = held.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+        return [entry["ip"] for entry in entries]
+
+    service = mesh.json("kubectl -n istio-system get service istio-ingressgateway -o json")
+    address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
+    with task(mesh, "kubernetes-ingress") as own:
+        try:
+            own.apply(HTTPBIN, by_ingress("istio"))
+            own.ready()
+            wait_for("200", lambda: gateway.status("http", host, "/status/200"), 30, "200".__eq__)
+            assert gateway.status("http", host, "/headers") == "404"
+            wait_for("the address in its status", shown, 30, [address].__eq__)
+            own.apply(by_ingress("nginx"))
+            wait_for("404", lambda: gateway.status("http", host, "/status/200"), 30, "404".__eq__)
+        finally:
+            mesh("kubectl delete ingressclass istio --ignore-not-found", check=False)
