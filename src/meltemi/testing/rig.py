@@ -24,6 +24,8 @@ from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
 from meltemi.model.service import Service
 from meltemi.registry.offline import AddressPlan, OfflineMesh, OfflineProxy, counted_addresses
+from meltemi.registry.offline_slices import holds
+from meltemi.registry.store import RegistryStore
 from meltemi.testing.addresses import Block
 from meltemi.testing.control import Control, until
 from meltemi.testing.forwarder import Forwarder
@@ -133,13 +135,13 @@ class Rig:
 
     def endpoint(self, address: str, port: int) -> tuple[str, int]:
         """Where an endpoint is: a proxy, a server of this machine, or a stand-in for what is outside."""
+        declared = self._declared.get(address)
+        if declared is not None:
+            return declared.address, self.port(port)
         if self.block.owns(address):
             return address, self.port(port)
         if _is_loopback(address):
             return address, port
-        declared = self._declared.get(address)
-        if declared is not None:
-            return declared.address, self.port(port)
         service = self._services.get(address)
         if service is not None:
             return self.first_endpoint(service, port)
@@ -238,10 +240,10 @@ class Rig:
 
     async def _apply(self, objects: OfflineMesh) -> None:
         self.objects = objects
+        self.control.put(objects)
         self._index(objects)
         for proxy in objects.proxies:
             self._answer_for(proxy, self._places[proxy.id])
-        self.control.put(objects)
         self._services = {
             address: service
             for service in self.control.world.registry.snapshot().all_services
@@ -263,15 +265,18 @@ class Rig:
 
     def _index(self, objects: OfflineMesh) -> None:
         """Where everybody is, and what strangers are called."""
-        ports = _served_ports(objects)
+        ports = _served_ports(objects, self.control.world.registry)
         self._places = {}
         self._declared = {}
         for proxy in objects.proxies:
-            address = self.block.address("proxy", proxy.id)
+            # Without a proxy the application itself is what others connect to. The proxy's address is left alone: one of
+            # an earlier test may still hold it.
+            app = self.block.address("app", proxy.id)
+            address = self.block.address("proxy", proxy.id) if proxy.injected else app
             place = Place(
                 proxy.id,
                 address,
-                self.block.address("app", proxy.id) if proxy.injected else address,
+                app,
                 () if proxy.router else tuple(sorted(ports.get(proxy.id, ()))),
                 proxy.router,
             )
@@ -398,11 +403,17 @@ def _same_node(before: OfflineProxy, after: OfflineProxy) -> bool:
     return before == after
 
 
-def _served_ports(objects: OfflineMesh) -> dict[str, set[int]]:
+def _served_ports(objects: OfflineMesh, store: RegistryStore) -> dict[str, set[int]]:
     """The ports of every workload: declared ones, and those that Services and ServiceEntries send to."""
     found: dict[str, set[int]] = {
         proxy.id: {number for _, number in proxy.ports} for proxy in objects.proxies
     }
+    registry = store.snapshot()
+    for proxy in objects.proxies:
+        workload = store.workload(proxy.namespace, proxy.name)
+        if workload is not None:
+            targets = registry.service_targets(workload)
+            found[proxy.id] |= {target.target_port for target in targets}
     for piece in objects.of_kind(k8s.EndpointSlice):
         for entry in piece.endpoints or ():
             if entry.target_ref is None:
@@ -412,27 +423,14 @@ def _served_ports(objects: OfflineMesh) -> dict[str, set[int]]:
                 if port.port and port.protocol in (None, "TCP"):
                     found.setdefault(name, set()).add(port.port)
     for key, config in objects.configs.items():
-        if key.kind == "ServiceEntry" and config.spec.workload_selector is not None:
-            wanted = config.spec.workload_selector.labels
-            for proxy in objects.proxies:
-                if proxy.namespace == key.namespace and _holds(wanted, proxy.labels):
-                    named = dict(proxy.ports)
-                    found[proxy.id] |= {
-                        named.get(port.name) or port.target_port or port.number
-                        for port in config.spec.ports
-                    }
         if key.kind == "Sidecar":
             wanted = config.spec.workload_selector.labels if config.spec.workload_selector else {}
             for proxy in objects.proxies:
-                if proxy.namespace == key.namespace and _holds(wanted, proxy.labels):
+                if proxy.namespace == key.namespace and holds(wanted, proxy.labels):
                     found[proxy.id] |= {
                         ingress.port.number for ingress in config.spec.ingress if ingress.port
                     }
     return found
-
-
-def _holds(selector: Any, labels: Any) -> bool:
-    return all(labels.get(name) == value for name, value in selector.items())
 
 
 def _port_protocols(
@@ -443,7 +441,7 @@ def _port_protocols(
     for service in objects.of_kind(k8s.Service):
         if service.metadata.namespace != proxy.namespace or not service.spec.selector:
             continue
-        if not _holds(service.spec.selector, proxy.labels):
+        if not holds(service.spec.selector, proxy.labels):
             continue
         for port in service.spec.ports or ():
             target = port.target_port or port.port

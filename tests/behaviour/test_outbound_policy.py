@@ -1,0 +1,142 @@
+"""Destinations that the mesh does not know: passed through, refused, or sent to a proxy for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from meltemi.testing.client import Client
+from meltemi.testing.mesh import Mesh
+from meltemi.testing.response import NoAnswer
+
+pytestmark = pytest.mark.envoy
+
+CLOSED = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"
+
+
+@pytest.mark.covers("MeshConfig.outboundTrafficPolicy.mode=ALLOW_ANY")
+def test_unknown_destinations_are_passed_through(shop: Mesh, caller: Client) -> None:
+    shop.apply(mesh_config="outboundTrafficPolicy: {mode: ALLOW_ANY}")
+    answer = caller.get("http://films.example:9080/")
+    assert answer.json()["service"] == "films.example"
+    assert answer.destination.cluster == "PassthroughCluster"
+    assert caller.get("http://films.example:7777/").json()["service"] == "films.example"
+    with caller.tcp("203.0.113.1:7777") as connection:
+        assert connection.ask("hi")["service"] == "203.0.113.1"
+    with caller.tls("films.example:9443") as connection:
+        assert connection.ask("hi")["tls"]["sni"] == "films.example"
+
+
+@pytest.mark.covers("MeshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY")
+def test_unknown_destinations_are_refused(shop: Mesh, caller: Client) -> None:
+    """502 where HTTP is spoken to services of the port, else a closed connection."""
+    shop.apply(mesh_config=CLOSED)
+    assert caller.get("http://films.example:9080/").status == 502
+    with pytest.raises(NoAnswer):
+        caller.get("http://films.example:7777/")
+    with caller.tcp("203.0.113.1:7777") as connection:
+        assert connection.ask("hi") is None
+        assert connection.exchange.flags == "UH"
+    with pytest.raises(NoAnswer):
+        caller.tls("films.example:9443")
+    assert caller.get("http://reviews:9080/").status == 200
+
+
+def test_pods_are_reached_by_their_own_address(shop: Mesh, caller: Client) -> None:
+    """Past every Service: as plaintext, which the other side takes unless told otherwise."""
+    pod = next(p for p in shop.objects.proxies if p.workload == "details-v1")
+    answer = caller.get(f"http://{pod.address}:9080/")
+    assert answer.workload == "details-v1"
+    assert answer.destination.cluster == "PassthroughCluster"
+    assert not answer.mtls
+    shop.apply(mesh_config=CLOSED)
+    assert caller.get(f"http://{pod.address}:9080/").status == 502
+
+
+@pytest.mark.parametrize("port", [15001, 15006])
+def test_the_proxys_own_ports_are_no_way_round_in_circles(
+    shop: Mesh, caller: Client, port: int
+) -> None:
+    pod = next(p for p in shop.objects.proxies if p.workload == "caller")
+    with caller.tcp(f"{pod.address}:{port}") as connection:
+        assert connection.ask("hello there") is None
+
+
+SIDECAR = """
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default}}
+spec: {{outboundTrafficPolicy: {{{policy}}}}}
+"""
+
+
+@pytest.mark.covers(
+    "Sidecar.outboundTrafficPolicy.mode=REGISTRY_ONLY",
+    "Sidecar.outboundTrafficPolicy.mode=ALLOW_ANY",
+)
+def test_a_sidecar_decides_for_its_workloads(shop: Mesh) -> None:
+    shop.apply(SIDECAR.format(policy="mode: REGISTRY_ONLY"))
+    assert shop.client("caller").get("http://films.example:9080/").status == 502
+    assert shop.client("other").get("http://films.example:9080/").status == 200
+    shop.apply(SIDECAR.format(policy="mode: ALLOW_ANY"), mesh_config=CLOSED)
+    assert shop.client("caller").get("http://films.example:9080/").status == 200
+    assert shop.client("other").get("http://films.example:9080/").status == 502
+
+
+def test_a_policy_without_a_mode_is_registry_only(shop: Mesh) -> None:
+    shop.apply(SIDECAR.format(policy=""))
+    assert shop.client("caller").get("http://films.example:9080/").status == 502
+
+
+@pytest.mark.covers(
+    "Sidecar.outboundTrafficPolicy.egressProxy.host",
+    "Sidecar.outboundTrafficPolicy.egressProxy.subset",
+    "Sidecar.outboundTrafficPolicy.egressProxy.port.number",
+)
+@pytest.mark.parametrize(
+    ("proxy", "found"),
+    [
+        ("host: reviews, subset: v2, port: {number: 9080}", {"reviews-v2"}),
+        ("host: details.default.svc.cluster.local, port: {number: 9080}", {"details-v1"}),
+    ],
+)
+def test_unknown_destinations_go_to_the_egress_proxy(
+    shop: Mesh, caller: Client, proxy: str, found: set[str]
+) -> None:
+    shop.apply(SIDECAR.format(policy=f"mode: ALLOW_ANY, egressProxy: {{{proxy}}}"))
+    answers = [caller.get("http://films.example:9080/") for _ in range(4)]
+    assert {answer.workload for answer in answers} == found
+    assert {answer.json()["host"] for answer in answers} == {"films.example:9080"}
+
+
+def test_unknown_bytes_go_to_the_egress_proxy(shop: Mesh, caller: Client) -> None:
+    egress = "host: reviews, subset: v3, port: {number: 9000}"
+    shop.apply(SIDECAR.format(policy=f"mode: ALLOW_ANY, egressProxy: {{{egress}}}"))
+    with caller.tcp("203.0.113.1:7777") as connection:
+        assert connection.ask("hi")["workload"] == "reviews-v3"
+
+
+@pytest.mark.covers("MeshConfig.outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS")
+def test_unknown_hosts_are_resolved_by_name(shop: Mesh, caller: Client) -> None:
+    """The name in the request counts, not the address that the client connected to."""
+    shop.apply(mesh_config="outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}")
+    answer = caller.get("http://203.0.113.1:9080/", host="localhost:1")
+    assert answer.destination.cluster == "DynamicForwardProxyCluster"
+    assert answer.status == 503, "nothing listens at localhost:1"
+
+
+@pytest.mark.covers("MeshConfig.inboundTrafficPolicy.mode=PASSTHROUGH")
+def test_ports_that_no_service_names_are_served_all_the_same(shop: Mesh, caller: Client) -> None:
+    shop.apply("""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: details-v1}
+spec:
+  template:
+    metadata: {labels: {app: details, version: v1}}
+    spec: {serviceAccountName: details, containers: [{name: app, ports: [{containerPort: 6000}]}]}
+""")
+    pod = next(p for p in shop.objects.proxies if p.workload == "details-v1")
+    answer = shop.client("caller").get(f"http://{pod.address}:6000/")
+    assert answer.workload == "details-v1"
+    assert answer.last is not None
+    assert answer.last.cluster == "InboundPassthroughCluster"
