@@ -122,7 +122,7 @@ class Client:
         response.certificate, response.tls_version, response.cipher = names, version, cipher
         if target.source[1] and response.first is None:
             # Its own proxy saw bytes, not HTTP: what it did is in its log of the connection, which ended just now.
-            seen = self._rig.tcp_logs.hops(target.source, lambda hop: True)
+            seen = self._rig.tcp_logs.hops(target.source, self._rig.is_last)
             response.hops = (*seen, *response.hops)
         self._note(response)
         return response

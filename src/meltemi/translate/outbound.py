@@ -34,8 +34,8 @@ from meltemi.translate.virtual_hosts import (
 )
 
 WILDCARD = "0.0.0.0"
-# What http_inspector reports for cleartext HTTP/1 and HTTP/2.
-PLAINTEXT_HTTP = ("http/1.1", "h2c")
+# What http_inspector reports for cleartext HTTP.
+PLAINTEXT_HTTP = ("http/1.0", "http/1.1", "h2c")
 
 
 @dataclass
