@@ -122,7 +122,10 @@ class Client:
         response.certificate, response.tls_version, response.cipher = names, version, cipher
         if target.source[1] and response.first is None:
             # Its own proxy saw bytes, not HTTP: what it did is in its log of the connection, which ended just now.
-            seen = self._rig.tcp_logs.hops(target.source, self._rig.is_last)
+            alone = response.last is None
+            seen = self._rig.tcp_logs.hops(
+                target.source, self._rig.is_last if alone else lambda hop: True
+            )
             response.hops = (*seen, *response.hops)
         self._note(response)
         return response

@@ -82,13 +82,14 @@ class Ground(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One proxy on this machine. ``ports`` are those that the workload serves."""
+    """One proxy on this machine. ``ports`` are those that the workload serves; ``own`` of them have their own listeners."""
 
     id: str
     address: str
     app: str
     ports: tuple[int, ...]
     router: bool = False
+    own: tuple[int, ...] = ()
 
 
 class Rewired(Mapping[str, Resource]):
@@ -236,7 +237,8 @@ def _listener(body: bytes, place: Place, ground: Ground) -> bytes:
             del chain.filters[:]
             chain.filters.extend([*first, *kept])
     if binds and made.address.WhichOneof("address") == "socket_address":
-        ports = place.ports if made.name == VIRTUAL_INBOUND else ()
+        ports = [number for number in place.ports if number not in place.own]
+        ports = ports if made.name == VIRTUAL_INBOUND else []
         _bind(made, place, [ground.port(number) for number in ports], ground)
     return bytes(made.SerializeToString(deterministic=True))
 

@@ -23,6 +23,7 @@ from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
 from meltemi.model.service import Service
+from meltemi.model.topology import IstioIngressListener
 from meltemi.registry.offline import AddressPlan, OfflineMesh, OfflineProxy, counted_addresses
 from meltemi.registry.offline_slices import holds
 from meltemi.registry.store import RegistryStore
@@ -279,6 +280,7 @@ class Rig:
                 app,
                 () if proxy.router else tuple(sorted(ports.get(proxy.id, ()))),
                 proxy.router,
+                tuple(sorted(_uncaptured(objects, proxy))),
             )
             self._places[proxy.id] = place
             if proxy.address != address:
@@ -422,15 +424,27 @@ def _served_ports(objects: OfflineMesh, store: RegistryStore) -> dict[str, set[i
             for port in piece.ports or ():
                 if port.port and port.protocol in (None, "TCP"):
                     found.setdefault(name, set()).add(port.port)
-    for key, config in objects.configs.items():
-        if key.kind == "Sidecar":
-            wanted = config.spec.workload_selector.labels if config.spec.workload_selector else {}
-            for proxy in objects.proxies:
-                if proxy.namespace == key.namespace and holds(wanted, proxy.labels):
-                    found[proxy.id] |= {
-                        ingress.port.number for ingress in config.spec.ingress if ingress.port
-                    }
+    for proxy in objects.proxies:
+        found[proxy.id] |= {entry.port.number for entry in _ingress(objects, proxy) if entry.port}
     return found
+
+
+def _ingress(objects: OfflineMesh, proxy: OfflineProxy) -> Iterator[IstioIngressListener]:
+    """Ingress listeners of the Sidecars that may hold for a workload."""
+    for key, config in objects.configs.items():
+        if key.kind == "Sidecar" and key.namespace == proxy.namespace:
+            chosen = config.spec.workload_selector
+            if chosen is None or holds(chosen.labels, proxy.labels):
+                yield from config.spec.ingress
+
+
+def _uncaptured(objects: OfflineMesh, proxy: OfflineProxy) -> set[int]:
+    """Ports whose listeners clients connect to themselves."""
+    return {
+        entry.port.number
+        for entry in _ingress(objects, proxy)
+        if entry.port and entry.capture_mode == "NONE"
+    }
 
 
 def _port_protocols(

@@ -246,8 +246,10 @@ def _chains(build: Build, port: InboundPort, policy: PeerPolicy) -> list[FilterC
 def _own_listener(build: Build, port: InboundPort, policy: PeerPolicy) -> Listener:
     """An inbound port that clients connect to directly, without capture."""
     bind = port.bind or WILDCARD
+    # The outbound listener of services with this port number has the plain name.
+    prefix = "inbound_" if bind == WILDCARD else ""
     return Listener(
-        name=f"{bind}_{port.number}",
+        name=f"{prefix}{bind}_{port.number}",
         address=bind,
         port=port.number,
         chains=tuple(_chains(build, port, policy)),
