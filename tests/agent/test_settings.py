@@ -73,6 +73,9 @@ def test_istiod_is_verified_and_gets_the_token() -> None:
     xds = cluster(bootstrap(), "xds-grpc")
     context = xds["transport_socket"]["typed_config"]
     assert context["sni"] == "istiod.istio-system.svc"
+    # However long istiod was away: a proxy that does not hear of it calls pods that have gone.
+    (service,) = bootstrap()["dynamic_resources"]["ads_config"]["grpc_services"]
+    assert service["envoy_grpc"]["retry_policy"]["retry_back_off"]["max_interval"] == "3s"
     verified = context["common_tls_context"]["combined_validation_context"]
     assert verified["validation_context_sds_secret_config"]["name"] == "ROOTCA"
     (name,) = verified["default_validation_context"]["match_typed_subject_alt_names"]

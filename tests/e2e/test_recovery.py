@@ -74,8 +74,7 @@ def test_a_killed_process_comes_back(
 
 
 def test_traffic_flows_while_istiod_is_down(mesh: Shell, ingress: Ingress) -> None:
-    # Six sidecars and two gateways; an earlier test may have left some on their way back.
-    before = wait_for("all proxies connected", lambda: connected(mesh), accept=lambda n: n >= 8)
+    listening(mesh)
     mesh("kubectl scale -n istio-operator deployment/istio-operator --replicas=0")
     mesh("kubectl wait -n istio-operator pod -l name=istio-operator --for=delete --timeout=60s")
     mesh("kubectl scale -n istio-system deployment/istiod --replicas=0")
@@ -88,8 +87,17 @@ def test_traffic_flows_while_istiod_is_down(mesh: Shell, ingress: Ingress) -> No
         mesh("kubectl scale -n istio-operator deployment/istio-operator --replicas=1")
     mesh("kubectl rollout status -n istio-system deployment/istiod --timeout=60s")
     mesh("kubectl rollout status -n istio-operator deployment/istio-operator --timeout=60s")
-    # Until a proxy is connected again it does not hear which endpoints go.
-    wait_for("all proxies connected again", lambda: connected(mesh) == before)
+    listening(mesh)
+
+
+def listening(mesh: Shell) -> None:
+    """Wait until every proxy is connected: one that is not goes on calling pods that have gone."""
+
+    def wanted() -> int:
+        containers = "jsonpath='{.items[*].spec.containers[*].name}'"
+        return mesh(f"kubectl get pods -A -o {containers}").split().count("istio-proxy")
+
+    wait_for("every proxy connected", lambda: wanted() - connected(mesh), accept=lambda n: n == 0)
 
 
 def connected(mesh: Shell) -> int:
@@ -121,8 +129,9 @@ class Load:
 
 
 @contextmanager
-def load(ingress: Ingress) -> Iterator[Load]:
+def load(mesh: Shell, ingress: Ingress) -> Iterator[Load]:
     """Four visitors; afterwards every page must have been whole."""
+    listening(mesh)
     visitors = Load(ingress)
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(visitors.visit) for _ in range(4)]
@@ -146,7 +155,7 @@ def test_deleting_pods_under_load_loses_no_request(mesh: Shell, ingress: Ingress
         first = " ".join(
             Workload(mesh, name.replace("-", ",version=")).pods()[0] for name in deployments
         )
-        with load(ingress) as visitors:
+        with load(mesh, ingress) as visitors:
             mesh(f"kubectl delete pod -n bookinfo {first}")
             settle(mesh, "bookinfo", *deployments)
             visitors.more()
@@ -159,7 +168,7 @@ def test_rollouts_of_single_pods_lose_no_request(mesh: Shell, ingress: Ingress) 
         "bookinfo": [Workload(mesh, app).pods()[0] for app in ("productpage", "details")],
         "istio-system": Workload(mesh, "istio-ingressgateway", "istio-system").pods()[:1],
     }
-    with load(ingress):
+    with load(mesh, ingress):
         mesh(
             "kubectl rollout restart -n bookinfo deployment/productpage-v1 deployment/details-v1;"
             "kubectl rollout restart -n istio-system deployment/istio-ingressgateway"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -21,13 +20,36 @@ CLIENT_SPIFFE = "spiffe://cluster.local/ns/default/sa/client"
 SERVER_SPIFFE = "spiffe://cluster.local/ns/default/sa/server"
 
 
+class Gate:
+    """Holds requests at the server while it is closed."""
+
+    def __init__(self) -> None:
+        self.waiting: list[BaseHTTPRequestHandler] = []
+        self._open = threading.Event()
+
+    def wait(self, handler: BaseHTTPRequestHandler) -> None:
+        """Stay until the gate is open."""
+        self.waiting.append(handler)
+        self._open.wait(timeout=30)
+
+    def close(self) -> None:
+        """Hold whoever comes from now on."""
+        self.waiting.clear()
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._open.set()
+
+
 class Pair:
     """A client's sidecar, a server's sidecar and the server's applications."""
 
     def __init__(
         self, folder: Path, authority: Authority, *, server_id: str = SERVER_SPIFFE
     ) -> None:
-        self.http = Backend("http", respond=_respond)
+        self.gate = Gate()
+        self.http = Backend("http", respond=self._respond)
         self.tcp = TcpBackend("tcp")
         self.auto = Backend("auto")
         self.out_http, self.out_tcp, self.out_auto = (free_port() for _ in range(3))
@@ -72,6 +94,11 @@ class Pair:
         self.client.load(world.resources("client"), world.endpoints("client"))
         self.server.load(world.resources("server"), world.endpoints("server"))
 
+    def _respond(self, handler: BaseHTTPRequestHandler) -> int | None:
+        if handler.path.startswith("/held"):
+            self.gate.wait(handler)
+        return 500 if handler.path.startswith("/fail") else None
+
     def get(self, path: str = "/", **kwargs: object):  # type: ignore[no-untyped-def]
         return fetch(self.out_http, path, host="server", **kwargs)  # type: ignore[arg-type]
 
@@ -90,14 +117,6 @@ def _environment(name: str) -> dict[str, str]:
         "MESH_VERSION": "v1",
         "MESH_CLUSTER": "Kubernetes",
     }
-
-
-def _respond(handler: BaseHTTPRequestHandler) -> int | None:
-    if handler.path.startswith("/slow"):
-        time.sleep(0.5)
-    if handler.path.startswith("/fail"):
-        return 500
-    return None
 
 
 @pytest.fixture(scope="module")
@@ -225,18 +244,8 @@ def test_a_server_with_another_identity_is_not_trusted(tmp_path: Path) -> None:
         made.close()
 
 
-def _together(count: int, call: Callable[[], int]) -> list[int]:
-    answers: list[int] = []
-    threads = [threading.Thread(target=lambda: answers.append(call())) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
-
-
 def test_a_connection_pool_of_one_trips(pair: Pair) -> None:
-    """With room for one request at a time, six at once see 503 and the overflow is counted."""
+    """With room for one request and one that waits, four of six at once see 503, and the overflow is counted."""
     rule = """
 ---
 apiVersion: networking.istio.io/v1
@@ -257,12 +266,26 @@ spec:
   http: [{route: [{destination: {host: server, port: {number: 9080}}}], retries: {attempts: 0}}]
 """
     pair.apply(rule)
-
-    def tripped() -> bool:
-        answers = _together(6, lambda: pair.get("/slow").status)
-        return 503 in answers and 200 in answers
-
-    wait_for("the circuit opens", tripped)
+    limit = (
+        "outbound|9080||server.default.svc.cluster.local::default_priority::max_connections::1\n"
+    )
+    wait_for(
+        "the rule in the client's proxy",
+        lambda: limit in fetch(pair.client.admin, "/clusters").body.decode(),
+    )
+    answers: list[int] = []
+    callers = [
+        threading.Thread(target=lambda: answers.append(pair.get("/held").status)) for _ in range(6)
+    ]
+    pair.gate.close()
+    for caller in callers:
+        caller.start()
+    wait_for("four refused", lambda: len(answers) >= 4 and pair.gate.waiting)
+    pair.gate.open()
+    for caller in callers:
+        caller.join()
+    assert answers.count(503) >= 4
+    assert answers.count(503) + answers.count(200) == 6 and 200 in answers
     wait_for("the flag", lambda: pair.client.stats('requests_total.*response_flags="UO"'))
     pair.apply()
 

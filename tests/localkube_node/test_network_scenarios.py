@@ -243,6 +243,8 @@ async def scenario_port_in_use(directory: Path) -> None:
         taken.close()
         await api.until(lambda: not api.find(SERVICES, "edge")["metadata"]["annotations"])
         assert (await http_get("127.55.0.9", 80)).startswith("a")
+        # Whoever was told of the other port goes on.
+        assert (await http_get("127.55.0.9", 8080)).startswith("a")
         assert "ports" not in api.find(SERVICES, "edge")["status"]["loadBalancer"]["ingress"][0]
 
 

@@ -71,6 +71,8 @@ class Forwarder:
         self._sockets = sockets
         self._events = events
         self._listeners: dict[tuple[str, int], Listener] = {}
+        # Ports that stood in for a taken one: whoever was told of them is served as long as the Service lives.
+        self._stand_ins: dict[tuple[str, int], Listener] = {}
         self._connections = Tasks("load balancer connections")
         self._lock = asyncio.Lock()
         self._reported: dict[str, Any] = {}
@@ -96,6 +98,8 @@ class Forwarder:
             }
             for key in [key for key in self._listeners if key not in wanted]:
                 self._close(self._listeners.pop(key))
+                if key in self._stand_ins:
+                    self._close(self._stand_ins.pop(key))
             for (address, port), (cluster_ip, _) in wanted.items():
                 known = self._listeners.get((address, port))
                 if known is None:
@@ -110,9 +114,10 @@ class Forwarder:
 
     async def close(self) -> None:
         """Close all listeners and connections."""
-        for listener in self._listeners.values():
+        for listener in (*self._listeners.values(), *self._stand_ins.values()):
             self._close(listener)
         self._listeners.clear()
+        self._stand_ins.clear()
         await self._connections.close()
 
     # -- listeners ---------------------------------------------------------------------------
@@ -157,7 +162,7 @@ class Forwarder:
                 sock = await self._listen(row.address, row.wanted)
             except OSError:
                 continue
-            self._close(row)
+            self._stand_ins[key] = row
             await self._serve(sock, key, row.wanted, row.target)
 
     async def _listen_high(self, address: str, port: int) -> tuple[int, socket.socket | None]:
