@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh
+from pki import Authority, make_authority
 
 SERVICES = Path(__file__).parent / "services.yaml"
 
@@ -63,3 +65,18 @@ def policy(shop: Mesh) -> Apply:
         )
 
     return apply
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """Signs for servers and clients outside the mesh."""
+    return make_authority("outside")
+
+
+@pytest.fixture
+def fresh() -> str:
+    """The name of a Secret that no proxy has had: Envoy keeps the last good one of a name."""
+    return f"secret-{next(_NUMBERS)}"
+
+
+_NUMBERS = itertools.count()

@@ -1,99 +1,31 @@
-"""TLS at gateways: modes, certificates from Secrets and files, who may come in, versions and ciphers."""
+"""TLS of gateways' servers: certificates from Secrets and files, versions, ciphers and curves."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import itertools
 import ssl
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from behaviour.edge import gateway, routes, secret, to
+from behaviour.edge_tls import (
+    HOST,
+    REFUSED,
+    URL,
+    https,
+    mounted,
+    pair,
+    refused,
+    tls_secret,
+)
+from behaviour_rules import eventually
 from meltemi.config.validate_topology import CIPHERS, CURVES
 from meltemi.testing.client import TlsOptions
 from meltemi.testing.mesh import Mesh
-from meltemi.testing.response import NoAnswer, Response
-from pki import Authority, make_authority
+from meltemi.testing.response import Response
+from pki import Authority
 
 pytestmark = pytest.mark.envoy
-
-HOST = "shop.example.com"
-URL = f"https://{HOST}:8443/"
-REFUSED = (NoAnswer, ssl.SSLError, ConnectionError)
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    """Signs for servers and clients outside the mesh."""
-    return make_authority("outside")
-
-
-@pytest.fixture
-def fresh() -> str:
-    """The name of a Secret that no proxy has had: Envoy keeps the last good one of a name."""
-    return f"secret-{next(_NUMBERS)}"
-
-
-_NUMBERS = itertools.count()
-
-
-@functools.cache
-def rsa_pair(authority: Authority, *names: str) -> tuple[bytes, bytes]:
-    """RSA keys take long to make."""
-    return authority.issue(*names, with_rsa=True)
-
-
-def pair(authority: Authority, *names: str, with_rsa: bool = False) -> tuple[str, str]:
-    """(certificate, key) as text."""
-    chain, key = rsa_pair(authority, *names) if with_rsa else authority.issue(*names)
-    return chain.decode(), key.decode()
-
-
-def tls_secret(
-    name: str, made: tuple[str, str], namespace: str = "istio-system", **more: str
-) -> str:
-    """A Secret of type kubernetes.io/tls; ``ca`` and ``crl`` as text."""
-    files = {"ca": "ca.crt", "crl": "ca.crl"}
-    data = {"tls.crt": made[0], "tls.key": made[1]} | {files[k]: v for k, v in more.items()}
-    return secret(name, data, namespace=namespace, kind="kubernetes.io/tls")
-
-
-def https(
-    tls: str,
-    *,
-    hosts: str = f"[{HOST}]",
-    name: str = "https",
-    protocol: str = "HTTPS",
-    number: int = 8443,
-) -> str:
-    """One server with TLS."""
-    port = f"{{number: {number}, name: {name}, protocol: {protocol}}}"
-    return f"- {{port: {port}, hosts: {hosts}, tls: {tls}}}"
-
-
-def eventually(check: Callable[[], bool], deadline_s: float = 10.0) -> None:
-    """Secrets are taken over by Envoy's workers a moment after they are acknowledged."""
-    end = time.monotonic() + deadline_s
-    while not check():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-def refused(mesh: Mesh, url: str = URL, options: TlsOptions | None = None, **more: str) -> bool:
-    """Whether a visitor gets no answer."""
-    try:
-        mesh.gateway().get(url, tls=options, **more)
-    except REFUSED:
-        return True
-    return False
-
 
 # --- certificates of servers ------------------------------------------------------------------------
 
@@ -217,23 +149,6 @@ def test_certificates_from_files(shop: Mesh, authority: Authority, tmp_path: Pat
     eventually(lambda: "second.example.com" in shop.gateway().get(URL).certificate)
 
 
-def mounted(folder: Path, made: tuple[str, str], **more: str) -> Path:
-    """Files behind links of which one is swapped, as in a mounted Secret."""
-    version = folder / f"..{time.monotonic_ns()}"
-    version.mkdir()
-    files = {"tls.crt": made[0], "tls.key": made[1], **more}
-    for name, text in files.items():
-        (version / name.replace("_", ".")).write_text(text)
-    fresh = folder / "..tmp"
-    fresh.symlink_to(version.name)
-    fresh.rename(folder / "..data")
-    for name in files:
-        link = folder / name.replace("_", ".")
-        if not link.is_symlink():
-            link.symlink_to(f"..data/{link.name}")
-    return folder
-
-
 @pytest.mark.covers(
     "Gateway.servers.tls.tlsCertificates.serverCertificate",
     "Gateway.servers.tls.tlsCertificates.privateKey",
@@ -253,173 +168,6 @@ def test_several_certificates_from_files(shop: Mesh, authority: Authority, tmp_p
             maximum=ssl.TLSVersion.TLSv1_2, ciphers=f"ECDHE-{kind}-AES128-GCM-SHA256"
         )
         assert kind in shop.gateway().get(URL, tls=options).cipher
-
-
-@pytest.mark.covers("Gateway.servers.tls.tlsCertificates.caCertificates")
-def test_authority_beside_the_certificates_from_files(
-    shop: Mesh, authority: Authority, tmp_path: Path
-) -> None:
-    folder = mounted(tmp_path, pair(authority, HOST), ca_crt=authority.root.decode())
-    entry = (
-        f"{{serverCertificate: {folder}/tls.crt, privateKey: {folder}/tls.key, "
-        f"caCertificates: {folder}/ca.crt}}"
-    )
-    shop.apply(
-        gateway(https(f"{{mode: MUTUAL, tlsCertificates: [{entry}]}}")), routes(to("details"))
-    )
-    assert shop.gateway().get(URL, tls=showing(authority, "client.example.com")).status == 200
-    assert refused(shop)
-    assert refused(shop, options=showing(make_authority("stranger"), "client.example.com"))
-
-
-# --- certificates of clients ------------------------------------------------------------------------
-
-
-def mutual(
-    shop: Mesh, authority: Authority, more: str = "", *, mode: str = "MUTUAL", **data: str
-) -> Mesh:
-    """A gateway that asks for client certificates of ``authority``."""
-    data = data or {"ca": authority.root.decode()}
-    return shop.apply(
-        gateway(https(f"{{mode: {mode}, credentialName: shop{more}}}")),
-        routes(to("details")),
-        tls_secret("shop", pair(authority, HOST), **data),
-    )
-
-
-def showing(authority: Authority, *names: str) -> TlsOptions:
-    """A client with a certificate."""
-    return TlsOptions(cert=pair(authority, *names))
-
-
-@pytest.mark.covers("Gateway.servers.tls.mode=MUTUAL")
-def test_mutual_takes_clients_of_its_authority_alone(shop: Mesh, authority: Authority) -> None:
-    mutual(shop, authority)
-    answer = shop.gateway().get(URL, tls=showing(authority, "client.example.com"))
-    assert answer.status == 200
-    shown = answer.json()["headers"]["x-forwarded-client-cert"]
-    assert "DNS=client.example.com" in shown
-    assert "Cert=" in shown
-    assert refused(shop)
-    assert refused(shop, options=showing(make_authority("stranger"), "client.example.com"))
-
-
-@pytest.mark.covers("Gateway.servers.tls.mode=OPTIONAL_MUTUAL")
-def test_optional_mutual_verifies_those_that_are_shown(shop: Mesh, authority: Authority) -> None:
-    mutual(shop, authority, mode="OPTIONAL_MUTUAL")
-    assert shop.gateway().get(URL).status == 200
-    answer = shop.gateway().get(URL, tls=showing(authority, "client.example.com"))
-    assert "client.example.com" in answer.json()["headers"]["x-forwarded-client-cert"]
-    assert refused(shop, options=showing(make_authority("stranger"), "client.example.com"))
-
-
-@pytest.mark.covers("Gateway.servers.tls.insecureSkipVerify")
-def test_insecure_skip_verify_takes_any_certificate(shop: Mesh, authority: Authority) -> None:
-    mutual(shop, authority, ", insecureSkipVerify: true")
-    assert refused(shop)
-    answer = shop.gateway().get(URL, tls=showing(make_authority("stranger"), "x.example.com"))
-    assert answer.status == 200
-
-
-def test_the_authority_may_be_in_a_secret_of_its_own(shop: Mesh, authority: Authority) -> None:
-    shop.apply(
-        gateway(https("{mode: MUTUAL, credentialName: shop}")),
-        routes(to("details")),
-        tls_secret("shop", pair(authority, HOST)),
-        secret("shop-cacert", {"cacert": authority.root.decode()}),
-    )
-    assert shop.gateway().get(URL, tls=showing(authority, "client.example.com")).status == 200
-    assert refused(shop)
-
-
-def test_without_an_authority_nobody_comes_in(shop: Mesh, authority: Authority, fresh: str) -> None:
-    shop.apply(
-        gateway(https(f"{{mode: MUTUAL, credentialName: {fresh}}}")),
-        routes(to("details")),
-        tls_secret(fresh, pair(authority, HOST)),
-    )
-    assert refused(shop)
-    assert refused(shop, options=showing(authority, "client.example.com"))
-    assert "IST0161" in [f.code for f in shop.findings]
-
-
-@pytest.mark.covers("Gateway.servers.tls.caCertCredentialName")
-def test_ca_cert_credential_name(shop: Mesh, authority: Authority) -> None:
-    clients = make_authority("clients")
-    shop.apply(
-        gateway(https("{mode: MUTUAL, credentialName: shop, caCertCredentialName: visitors}")),
-        routes(to("details")),
-        tls_secret("shop", pair(authority, HOST), ca=authority.root.decode()),
-        secret("visitors", {"ca.crt": clients.root.decode()}),
-    )
-    assert shop.gateway().get(URL, tls=showing(clients, "client.example.com")).status == 200
-    assert refused(shop, options=showing(authority, "client.example.com"))
-
-
-def test_revoked_clients_are_refused_as_soon_as_the_list_says_so(
-    shop: Mesh, authority: Authority
-) -> None:
-    bad, good = (pair(authority, f"{n}.example.com") for n in ("bad", "good"))
-    root = authority.root.decode()
-    mutual(shop, authority, ca=root, crl=authority.revoke().decode())
-    assert shop.gateway().get(URL, tls=TlsOptions(cert=bad)).status == 200
-    revoked = authority.revoke(bad[0].encode()).decode()
-    shop.apply(tls_secret("shop", pair(authority, HOST), ca=root, crl=revoked))
-    eventually(lambda: refused(shop, options=TlsOptions(cert=bad)))
-    assert shop.gateway().get(URL, tls=TlsOptions(cert=good)).status == 200
-
-
-@pytest.mark.covers("Gateway.servers.tls.caCertificates", "Gateway.servers.tls.caCrl")
-def test_authority_and_revocations_from_files(
-    shop: Mesh, authority: Authority, tmp_path: Path
-) -> None:
-    bad = pair(authority, "bad.example.com")
-    made = pair(authority, HOST)
-    root = authority.root.decode()
-    folder = mounted(tmp_path, made, ca_crt=root, ca_crl=authority.revoke().decode())
-    shop.apply(
-        gateway(
-            https(
-                f"{{mode: MUTUAL, serverCertificate: {folder}/tls.crt, privateKey: {folder}/tls.key, "
-                f"caCertificates: {folder}/ca.crt, caCrl: {folder}/ca.crl}}"
-            )
-        ),
-        routes(to("details")),
-    )
-    assert shop.gateway().get(URL, tls=TlsOptions(cert=bad)).status == 200
-    assert refused(shop)
-    mounted(tmp_path, made, ca_crt=root, ca_crl=authority.revoke(bad[0].encode()).decode())
-    eventually(lambda: refused(shop, options=TlsOptions(cert=bad)))
-
-
-@pytest.mark.covers("Gateway.servers.tls.subjectAltNames")
-@pytest.mark.parametrize(
-    "name",
-    ["client.example.com", "spiffe://outside/client", "10.1.2.3", "someone@example.com"],
-)
-def test_subject_alt_names(shop: Mesh, authority: Authority, name: str) -> None:
-    mutual(shop, authority, f', subjectAltNames: ["{name}", "another.example.com"]')
-    assert shop.gateway().get(URL, tls=showing(authority, name)).status == 200
-    assert refused(shop, options=showing(authority, "stranger.example.com"))
-
-
-@pytest.mark.covers(
-    "Gateway.servers.tls.verifyCertificateHash", "Gateway.servers.tls.verifyCertificateSpki"
-)
-@pytest.mark.parametrize("kind", ["Hash", "Spki"])
-def test_pinned_certificates(shop: Mesh, authority: Authority, kind: str) -> None:
-    known, other = pair(authority, "client.example.com"), pair(authority, "client.example.com")
-    certificate = x509.load_pem_x509_certificate(known[0].encode())
-    if kind == "Hash":
-        pin = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-    else:
-        public = certificate.public_key().public_bytes(
-            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-        )
-        pin = base64.b64encode(hashlib.sha256(public).digest()).decode()
-    mutual(shop, authority, f', verifyCertificate{kind}: ["{pin}"]')
-    assert shop.gateway().get(URL, tls=TlsOptions(cert=known)).status == 200
-    assert refused(shop, options=TlsOptions(cert=other))
 
 
 def test_of_two_servers_for_one_host_the_older_stays(shop: Mesh, authority: Authority) -> None:
