@@ -37,6 +37,9 @@ LDS = "type.googleapis.com/envoy.config.listener.v3.Listener"
 ISTIOD = "istiod.istio-system.svc"
 
 
+SKEW_S = 120.0  # as istiod does, certificates are dated back
+
+
 class Authority:
     """A root and what it signs."""
 
@@ -103,7 +106,6 @@ class ControlPlane:
 
     authority: Authority = field(default_factory=Authority)
     life_s: float = 3600.0
-    age_s: float = 0.0
     refuse: grpc.StatusCode | None = None
     impostor: str = ""  # sign this identity instead of the one asked for
     resources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -158,7 +160,7 @@ class ControlPlane:
         if self.impostor:
             uri = x509.UniformResourceIdentifier(self.impostor)
             names = x509.SubjectAlternativeName([uri])
-        leaf = self.authority.sign(csr.public_key(), names, self.life_s, self.age_s)
+        leaf = self.authority.sign(csr.public_key(), names, self.life_s, SKEW_S)
         return ca_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.pem])
 
     def _stream(self, requests: Any, context: grpc.ServicerContext) -> Any:

@@ -17,7 +17,7 @@ import pytest
 from e2e.conftest import ROOT, Ingress, Shell, steadily, wait_for
 from e2e.tasks import Task, task
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 Apply = Callable[[str], None]
 SECURITY = "peerauthentications,requestauthentications,authorizationpolicies"
 TOKENS = ROOT / "samples" / "jwt-server"

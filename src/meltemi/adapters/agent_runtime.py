@@ -216,6 +216,8 @@ class AgentRuntime:
             )
         )
         error = answer.error
+        # Authorities date certificates back, for clocks that differ: a life begins when it is given.
+        validity = certificates.Validity(max(answer.not_before, time.time()), answer.not_after)
         if not error:
             try:
                 self._adopt(
@@ -223,7 +225,7 @@ class AgentRuntime:
                         certificate="".join(answer.chain[:-1]) or answer.chain[0],
                         key=answer.key,
                         roots=merge_roots(answer.chain[-1], self._mesh_root),
-                        validity=certificates.Validity(answer.not_before, answer.not_after),
+                        validity=validity,
                         identity=settings.identity,
                         crl=self._mesh_crl,
                     )
@@ -237,7 +239,6 @@ class AgentRuntime:
             self._put("certificates", failed)
             return
         self._counters.cert_failures_in_row = 0
-        validity = certificates.Validity(answer.not_before, answer.not_after)
         self._put("certificates", certificates.Issued(time.time(), _chance(), validity))
 
     def _adopt(self, credentials: Credentials) -> None:
