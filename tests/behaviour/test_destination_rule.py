@@ -159,6 +159,92 @@ outlierDetection: {consecutive5xxErrors: 1, interval: 0.05s, baseEjectionTime: 6
     assert len(caller.send(URL, n=30).counts) == 2
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.consecutiveErrors")
+def test_the_old_consecutive_errors_eject(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy(
+        "loadBalancer: {simple: ROUND_ROBIN}\n"
+        + OUTLIER.replace("consecutive5xxErrors", "consecutiveErrors")
+    )
+    shop.fail("reviews-v2", status=500)
+    caller.send(URL, n=6)
+    assert set(caller.send(URL, n=30).counts) == {"reviews-v1", "reviews-v3"}
+
+
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
+    "DestinationRule.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+)
+@pytest.mark.parametrize(("failures", "ejections"), [(2, 1), (1000, 0)])
+def test_connections_that_fail_are_counted_apart(
+    shop: Mesh, caller: Client, http: Apply, failures: int, ejections: int
+) -> None:
+    """Nobody listens: errors of the proxy's own, which consecutive5xxErrors does not count."""
+    shop.apply(f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: gone}}
+spec:
+  hosts: [gone.example.com]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 9080, name: http, protocol: HTTP}}]
+  endpoints: [{{address: "unix:///nobody/listens.sock"}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: gone}}
+spec:
+  host: gone.example.com
+  trafficPolicy:
+    outlierDetection:
+      splitExternalLocalOriginErrors: true
+      consecutiveLocalOriginFailures: {failures}
+      consecutive5xxErrors: 1
+      interval: 0.05s
+      baseEjectionTime: 60s
+      maxEjectionPercent: 100
+""")
+    name = "cluster.outbound|9080||gone.example.com.outlier_detection.ejections_active"
+
+    def ejected() -> int:
+        assert caller.get("http://gone.example.com:9080/").status == 503
+        return shop.stats("caller", "ejections_active").get(name, 0)
+
+    if ejections:
+        eventually(lambda: ejected() == ejections)
+    else:
+        assert [ejected() for _ in range(5)] == [0] * 5
+
+
+@pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.minHealthPercent")
+@pytest.mark.parametrize(("least", "panics"), [(0, False), (60, True)])
+def test_min_health_percent_gives_up_on_ejection(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply, least: int, panics: bool
+) -> None:
+    """With two of three ejected, fewer than 60 percent are left: then all get requests again."""
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    more = f", minHealthPercent: {least}}}"
+    policy("loadBalancer: {simple: ROUND_ROBIN}\n" + OUTLIER.replace("}", more))
+    stat = "outlier_detection.ejections_enforced_total"
+    name = f"cluster.outbound|9080||reviews.default.svc.cluster.local.{stat}"
+    before = shop.stats("caller", stat).get(name, 0)
+    shop.fail("reviews-v1", status=500)
+    shop.fail("reviews-v2", status=500)
+
+    def two_are_out() -> bool:
+        caller.send(URL, n=6)
+        return shop.stats("caller", stat).get(name, 0) - before == 2
+
+    eventually(two_are_out)
+    if panics:
+        assert all(caller.send(URL, n=12).count(500) for _ in range(5))
+    else:
+        eventually(lambda: caller.send(URL, n=12).count(500) == 0)
+
+
 # --- TLS ----------------------------------------------------------------------------------------------
 
 
@@ -269,6 +355,31 @@ def test_port_level_settings_hold_for_one_port(policy: Apply, caller: Client) ->
     policy("portLevelSettings:\n- {port: {number: 9081}, tls: {mode: DISABLE}}")
     assert caller.get("http://reviews:9080/").mtls
     assert not caller.get("http://reviews:9081/").mtls
+
+
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.portLevelSettings.loadBalancer.consistentHash.httpHeaderName",
+    "DestinationRule.trafficPolicy.portLevelSettings.outlierDetection.consecutive5xxErrors",
+)
+def test_port_level_settings_have_all_parts(
+    policy: Apply, caller: Client, shop: Mesh, http: Apply
+) -> None:
+    """One port hashes and ejects, the other does as the rule says."""
+    http("- retries: {attempts: 0}\n  route: [{destination: {host: reviews}}]")
+    policy(f"""
+loadBalancer: {{simple: ROUND_ROBIN}}
+portLevelSettings:
+- port: {{number: 9081}}
+  loadBalancer: {{consistentHash: {{httpHeaderName: x-user}}}}
+  {OUTLIER}
+""")
+    second = "http://reviews:9081/"
+    headers = {"x-user": "jason"}
+    assert set(caller.send(URL, n=9, headers=headers).counts) == THREE
+    (chosen,) = caller.send(second, n=9, headers=headers).counts
+    shop.fail(chosen, status=500)
+    eventually(lambda: caller.get(second, headers=headers).status == 200)
+    assert caller.send(URL, n=9).count(500) == 3
 
 
 @pytest.mark.covers("DestinationRule.subsets.trafficPolicy.tls.mode")

@@ -235,6 +235,7 @@ def test_listener_name(shop: Mesh, caller: Client) -> None:
 
 @pytest.mark.covers(
     "EnvoyFilter.configPatches.match.listener.filterChain.transportProtocol",
+    "EnvoyFilter.configPatches.match.listener.filterChain.transportSocket",
     "EnvoyFilter.configPatches.match.listener.filterChain.applicationProtocols",
     "EnvoyFilter.configPatches.match.listener.filterChain.destinationPort",
 )
@@ -243,6 +244,8 @@ def test_listener_name(shop: Mesh, caller: Client) -> None:
     [
         ({"transportProtocol": "tls"}, "yes", None),
         ({"transportProtocol": "raw_buffer"}, None, "yes"),
+        ({"transportSocket": "envoy.transport_sockets.tls"}, "yes", None),
+        ({"transportSocket": "envoy.transport_sockets.raw_buffer"}, None, "yes"),
         ({"applicationProtocols": "istio-http/1.1,istio-h2"}, "yes", None),
         ({"applicationProtocols": "h2c"}, None, None),
         ({"destinationPort": 9080}, "yes", "yes"),

@@ -29,7 +29,6 @@ RIGHT = [
     ("ServiceEntry", "{hosts: ['*.a.com'], ports: [{number: 443, name: t, protocol: TLS}], location: MESH_EXTERNAL}"),
     ("ServiceEntry", "{hosts: [a.com], ports: [{number: 80, name: h, protocol: http}], resolution: STATIC, endpoints: [{address: 1.2.3.4, ports: {h: 8080}}]}"),
     ("WorkloadEntry", "{address: vm.a.com, labels: {app: x}, serviceAccount: sa}"),
-    ("WorkloadGroup", "{template: {ports: {http: 8080}}, probe: {httpGet: {port: 8080, path: /}}}"),
     ("Sidecar", "{egress: [{port: {number: 80, protocol: HTTP, name: h}, hosts: ['b/*']}, {hosts: ['./*', 'istio-system/*', '~/*']}]}"),
     ("PeerAuthentication", "{selector: {matchLabels: {app: x}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}}}"),
     ("AuthorizationPolicy", "{rules: [{from: [{source: {principals: ['cluster.local/ns/a/sa/b']}}], to: [{operation: {paths: ['/a/{*}/b', '/x*'], methods: [GET]}}], when: [{key: 'request.headers[x]', values: [y]}]}]}"),

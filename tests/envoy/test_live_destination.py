@@ -80,6 +80,9 @@ def _who(port: int, path: str = "/", **headers: str) -> str:
     return str(fetch(port, path, host="web", headers=headers).json["name"])
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.loadBalancer.consistentHash.minimumRingSize",
+)
 @pytest.mark.parametrize(
     ("setting", "same", "other"),
     [
@@ -148,6 +151,7 @@ def test_simple_balancers_use_everyone(tmp_path: Path, fleet: list[Backend], bal
     "DestinationRule.trafficPolicy.loadBalancer.warmup.duration",
     "DestinationRule.trafficPolicy.loadBalancer.warmup.minimumPercent",
     "DestinationRule.trafficPolicy.loadBalancer.warmup.aggression",
+    "DestinationRule.trafficPolicy.loadBalancer.warmupDurationSecs",
 )
 def test_warm_up_is_loaded(tmp_path: Path, fleet: list[Backend]) -> None:
     """A warming fleet serves; Envoy has the window, the aggression and the least weight."""
@@ -159,6 +163,11 @@ def test_warm_up_is_loaded(tmp_path: Path, fleet: list[Backend]) -> None:
             dump = fetch(envoy.admin, "/config_dump?mask=dynamic_active_clusters").body.decode()
             for part in ('"slow_start_window": "30s"', '"default_value": 2', '"value": 20'):
                 assert part in dump
+    rule = _rule("{loadBalancer: {simple: ROUND_ROBIN, warmupDurationSecs: 40s}}")
+    with _mesh(tmp_path / "c", fleet, rule) as (port, envoy):
+        assert fetch(port, host="web").status == 200
+        dump = fetch(envoy.admin, "/config_dump?mask=dynamic_active_clusters").body.decode()
+        assert '"slow_start_window": "40s"' in dump
 
 
 @pytest.mark.covers("DestinationRule.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes")

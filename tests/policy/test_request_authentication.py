@@ -47,11 +47,6 @@ FORGER = Issuer(ONE.name, ONE.key_id)
     "RequestAuthentication.jwtRules.audiences",
 )
 @pytest.mark.parametrize("required", [False, True], ids=["optional", "required"])
-@pytest.mark.covers(
-    "RequestAuthentication.jwtRules.issuer",
-    "RequestAuthentication.jwtRules.jwks",
-    "RequestAuthentication.jwtRules.audiences",
-)
 def test_which_tokens_pass(guard: Guard, required: bool) -> None:
     """Without a policy a token is optional, but never wrong; AuthorizationPolicy makes it required."""
     guard.apply(
@@ -147,6 +142,29 @@ def test_space_delimited_claims(guard: Guard) -> None:
     assert guard.send(PLAIN, token=ONE.token(roles="ops devel")).status == 403
     guard.apply(jwt(keys(ONE)) + allow)
     assert guard.send(PLAIN, token=ONE.token(roles="ops dev")).status == 403
+
+
+@pytest.mark.covers("RequestAuthentication.jwtRules.presence")
+def test_tokens_that_must_be_there(guard: Guard) -> None:
+    """A required token, whatever other tokens there are; of the other issuer one may be there, and must be valid then."""
+    user = ", presence: REQUIRED, fromHeaders: [{name: x-user}]"
+    app = ", fromHeaders: [{name: x-app}]"
+    guard.apply(jwt(keys(ONE, user), keys(TWO, app)))
+
+    def status(user: str, app: str) -> int:
+        given = {"x-user": user, "x-app": app}
+        return guard.send(PLAIN, headers={k: v for k, v in given.items() if v}).status
+
+    good, other = ONE.token(), TWO.token()
+    assert status(good, "") == 200
+    assert status(good, other) == 200
+    assert status(good, "not.a.token") == 401
+    assert status("", "") == 401
+    assert status("", other) == 401
+    assert status(FORGER.token(), other) == 401
+    guard.apply(jwt(keys(ONE, user), keys(TWO, app + ", presence: REQUIRED")))
+    assert status(good, other) == 200
+    assert status(good, "") == 401
 
 
 def test_cors_preflights_need_no_token(guard: Guard) -> None:

@@ -260,6 +260,3 @@ def targets(
             remedy = 'as in "group: gateway.networking.k8s.io, kind: Gateway"'
             text = f"{quoted(ref.group + '/' + ref.kind)} is not a kind that policies attach to"
             report.error(join(path, "kind"), text, remedy)
-        if ref.namespace and ref.namespace != report.place.meta.namespace:
-            text = "a policy attaches only to objects of its own namespace"
-            report.error(join(path, "namespace"), text, "remove the namespace")

@@ -90,6 +90,38 @@ _LIMITS = (
         )
         for place in ("DestinationRule.trafficPolicy.loadBalancer", "MeshConfig")
     ),
+    _other(
+        "DestinationRule.trafficPolicy.tls.caCertCredentialName",
+        "is for gateways, and names a Secret: sidecars are given none, and ConfigMaps are not read",
+        "mount the Secret into the pods and name its file in caCertificates",
+    ),
+    *(
+        _no(
+            f"{kind}.{field}.namespace",
+            "is not supported, as in Istio: a policy attaches to objects of its own namespace",
+            "remove it",
+            Level.ERROR,
+        )
+        for kind in ("AuthorizationPolicy", "RequestAuthentication", "Telemetry", "WasmPlugin")
+        for field in ("targetRef", "targetRefs")
+    ),
+    *(
+        _no(
+            f"{kind}.targetRefs.namespace",
+            "is not supported, as in Istio: it attaches to objects of its own namespace",
+            "remove it",
+            Level.ERROR,
+        )
+        for kind in ("EnvoyFilter", "TrafficExtension")
+    ),
+    *(
+        _no(
+            f"WorkloadGroup.{part}",
+            "is only kept: machines do not register themselves here",
+            "write a WorkloadEntry for each machine",
+        )
+        for part in ("metadata", "template", "probe")
+    ),
     *(
         _no(
             f"EnvoyFilter.configPatches.match.waypoint.{name}",

@@ -52,16 +52,35 @@ def _provider(entry: JwtProvider, *, clear_route_cache: bool) -> Any:
     return made
 
 
+def _all_of(
+    required: list[config_pb2.JwtRequirement], optional: config_pb2.JwtRequirement
+) -> config_pb2.JwtRequirement:
+    """One requirement of all. Envoy wants two parts at least, and parts that can fail."""
+    parts = [*required, optional] if len(optional.requires_any.requirements) > 1 else required
+    if not required:
+        return optional
+    if len(parts) == 1:
+        return parts[0]
+    made = config_pb2.JwtRequirement()
+    made.requires_all.requirements.extend(parts)
+    return made
+
+
 def jwt_authn(entry: JwtAuthn) -> tuple[str, Any]:
-    """The HTTP filter: one valid token is enough, none at all is fine."""
+    """The HTTP filter: every required token, and of the others a valid one or none at all."""
     made = config_pb2.JwtAuthentication(bypass_cors_preflight=True)
-    requirement = config_pb2.JwtRequirement()
+    optional = config_pb2.JwtRequirement()
+    required: list[config_pb2.JwtRequirement] = []
     for index, provider in enumerate(entry.providers):
         name = f"origins-{index}"
         made.providers[name].CopyFrom(
             _provider(provider, clear_route_cache=entry.clear_route_cache)
         )
-        requirement.requires_any.requirements.add(provider_name=name)
-    requirement.requires_any.requirements.add().allow_missing.SetInParent()
+        if provider.required:
+            required.append(config_pb2.JwtRequirement(provider_name=name))
+        else:
+            optional.requires_any.requirements.add(provider_name=name)
+    optional.requires_any.requirements.add().allow_missing.SetInParent()
+    requirement = _all_of(required, optional)
     made.rules.add(match=route_components_pb2.RouteMatch(prefix="/"), requires=requirement)
     return JWT_FILTER, made

@@ -43,6 +43,10 @@ def chain_holds(match: PatchMatch, listener: Any, chain: Any) -> bool:
         return False
     if match.chain_transport and match.chain_transport != wanted.transport_protocol:
         return False
+    # A chain without a socket of its own passes the bytes on.
+    socket = chain.transport_socket.name or "envoy.transport_sockets.raw_buffer"
+    if match.chain_socket and match.chain_socket != socket:
+        return False
     if match.chain_protocols:
         protocols = {entry.strip() for entry in match.chain_protocols.split(",")}
         if not protocols <= set(wanted.application_protocols):

@@ -35,12 +35,13 @@ class JwtProvider:
     claim_headers: Pairs = ()
     forward: bool = False
     list_claims: tuple[str, ...] = ()
+    required: bool = False
     origins: Origins = origins_field()
 
 
 @value
 class JwtAuthn:
-    """A request with tokens passes when one of them is valid; one without any passes."""
+    """A request passes with a valid token of every required provider, and with none of the others' or a valid one of them."""
 
     providers: tuple[JwtProvider, ...]
     clear_route_cache: bool = False

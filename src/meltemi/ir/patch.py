@@ -21,6 +21,7 @@ class PatchMatch:
     chain: str = ""
     chain_sni: str = ""
     chain_transport: str = ""
+    chain_socket: str = ""
     chain_protocols: str = ""
     chain_port: int = 0
     filter: str = ""

@@ -53,7 +53,10 @@ class FilterMatch(Spec, frozen=True):
 
 
 class FilterChainMatch(Spec, frozen=True):
-    """A filter chain of a listener."""
+    """A filter chain of a listener.
+
+    transport_socket: Name of the socket that handles the bytes, as ``envoy.transport_sockets.tls``.
+    """
 
     name: str = ""
     sni: str = ""
@@ -61,6 +64,7 @@ class FilterChainMatch(Spec, frozen=True):
     application_protocols: str = ""
     filter: FilterMatch | None = None
     destination_port: UInt32 = 0
+    transport_socket: str = ""
 
 
 class ListenerMatch(Spec, frozen=True):
@@ -170,6 +174,7 @@ class EnvoyFilter(Spec, frozen=True):
 
 
 PluginPhase = Literal["UNSPECIFIED_PHASE", "AUTHN", "AUTHZ", "STATS"]
+ExtensionPhase = Literal["UNSPECIFIED", "AUTHN", "AUTHZ", "STATS"]
 PullPolicy = Literal["UNSPECIFIED_POLICY", "IfNotPresent", "Always"]
 FailStrategy = Literal["FAIL_CLOSE", "FAIL_OPEN", "FAIL_RELOAD"]
 PluginType = Literal["UNSPECIFIED_PLUGIN_TYPE", "HTTP", "NETWORK"]
@@ -259,7 +264,7 @@ class TrafficExtension(Spec, frozen=True):
     ONE_OF: ClassVar = (("selector", "target_refs"), ("wasm", "lua"))
     selector: LabelSelector | None = None
     target_refs: tuple[PolicyTargetReference, ...] = ()
-    phase: PluginPhase = "UNSPECIFIED_PHASE"
+    phase: ExtensionPhase = "UNSPECIFIED"
     priority: Int32 | None = None
     match: tuple[TrafficSelector, ...] = ()
     wasm: WasmConfig | None = None

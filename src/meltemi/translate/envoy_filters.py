@@ -81,6 +81,7 @@ def _listener(build: Build, listener: ListenerMatch) -> dict[str, object]:
         "chain": chain.name,
         "chain_sni": chain.sni,
         "chain_transport": chain.transport_protocol,
+        "chain_socket": chain.transport_socket,
         "chain_protocols": chain.application_protocols,
         "chain_port": chain.destination_port,
         "filter": network.name,

@@ -1,6 +1,6 @@
 """RequestAuthentication: which tokens are accepted at a workload, and where their keys come from.
 
-A request without a token passes (AuthorizationPolicy may ask for one); one whose tokens are all invalid, or of an issuer that
+A request without a token passes (unless a rule's ``presence`` or an AuthorizationPolicy asks for one); one whose tokens are all invalid, or of an issuer that
 nobody named, is refused. Keys are given inline, or fetched by the proxy or by istiod, from an address that is written down or that the
 issuer's OpenID discovery document gives; a rule whose keys cannot be had refuses every token of its issuer.
 """
@@ -114,6 +114,7 @@ def _provider(
         claim_headers=tuple((e.header, e.claim) for e in rule.output_claim_to_headers),
         forward=rule.forward_original_token,
         list_claims=tuple(dict.fromkeys((*_LIST_CLAIMS, *rule.space_delimited_claims))),
+        required=rule.presence == "REQUIRED",
         origins=(config.origin(path),),
     )
 
