@@ -1,14 +1,15 @@
 """Random policies and requests: a real Envoy and an independent model of Istio's rules must agree.
 
+All four actions, over HTTP and TCP, at all levels: the root namespace, the workload's, other namespaces, with and without selector.
 The model below is written from the API's documentation and shares no code with the translation. ``POLICY_EXAMPLES``
-(default 40) is the number of random meshes; each is asked ``ASKED`` requests.
+(default 30) is the number of random meshes; each is asked ``ASKED`` requests and as many connections.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -17,12 +18,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from envoy_rig import Backend
 from policy.guard import Caller, Guard, policy
+from policy.guard import Verdict as GuardVerdict
+from policy.test_custom import authorizer, provider
 from policy.tokens import Issuer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(3600)]
-EXAMPLES = int(os.environ.get("POLICY_EXAMPLES", "40"))
-ASKED = 16
+EXAMPLES = int(os.environ.get("POLICY_EXAMPLES", "30"))
+ASKED = 12
 ISSUER = Issuer("https://iss/x")
 DOMAIN, ALIAS = "mesh.example", "old.example"
 
@@ -40,7 +44,10 @@ class Asked:
     role: str
     subject: str
     groups: tuple[str, ...]
+    realm: str
+    audience: str
     sni: str
+    passes: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,13 @@ class Place:
 
     namespace: str
     port: int
+    tcp: bool = False
+
+
+# What no TCP connection has, and what nobody knows before a token is verified: CUSTOM policies are asked before.
+TOKEN = {"requestPrincipals", "request.auth.claims[groups]", "request.auth.claims[realm][role]"}
+TOKEN |= {"request.auth.audiences", "request.auth.principal"}
+HTTP = TOKEN | {"hosts", "methods", "paths", "request.headers[x-role]"}
 
 
 # ---- the model -----------------------------------------------------------------------------------------------
@@ -115,8 +129,12 @@ def one_matches(field: str, wanted: str, asked: Asked, place: Place) -> bool:
         return asked.account == full
     if field == "ipBlocks":
         return ip_address(asked.address) in ip_network(wanted, strict=False)
-    if field == "requestPrincipals":
+    if field in ("requestPrincipals", "request.auth.principal"):
         return subject_matches(wanted, asked)
+    if field == "request.auth.claims[realm][role]":
+        return bool(asked.subject) and text_matches(wanted, asked.realm or None)
+    if field == "request.auth.audiences":
+        return bool(asked.subject) and text_matches(wanted, asked.audience or None)
     if field == "hosts":
         return text_matches(wanted.lower(), asked.host.lower())
     if field == "methods":
@@ -134,50 +152,79 @@ def one_matches(field: str, wanted: str, asked: Asked, place: Place) -> bool:
     raise AssertionError(field)
 
 
-def fields_match(fields: dict[str, list[str]], asked: Asked, place: Place) -> bool:
-    """All fields of a source or an operation."""
+Parts = list[tuple[str, bool, list[str]]]  # (field, is it a not-field, its values)
+
+
+def parts_of(fields: dict[str, list[str]]) -> Parts:
+    """The fields of a source or an operation."""
+    found: Parts = []
     for name, values in fields.items():
         negative = name.startswith("not")
-        field = name[3].lower() + name[4:] if negative else name
-        if any(one_matches(field, value, asked, place) for value in values) == negative:
-            return False
-    return True
+        found.append((name[3].lower() + name[4:] if negative else name, negative, values))
+    return found
 
 
-def rule_matches(rule: dict[str, Any], asked: Asked, place: Place) -> bool:
-    """From, to and when."""
-    sources = [entry["source"] for entry in rule.get("from", ())]
-    operations = [entry["operation"] for entry in rule.get("to", ())]
-    if sources and not any(fields_match(entry, asked, place) for entry in sources):
-        return False
-    if operations and not any(fields_match(entry, asked, place) for entry in operations):
-        return False
-    for condition in rule.get("when", ()):
+def alternatives(rule: dict[str, Any]) -> tuple[list[Parts], list[Parts], Parts]:
+    """(sources, operations, conditions)."""
+    conditions: Parts = []
+    for entry in rule.get("when", ()):
         for part, negative in (("values", False), ("notValues", True)):
-            values = condition.get(part)
-            if values is None:
-                continue
-            found = any(one_matches(condition["key"], value, asked, place) for value in values)
-            if found == negative:
-                return False
-    return True
+            if entry.get(part) is not None:
+                conditions.append((entry["key"], negative, entry[part]))
+    sources = [parts_of(entry["source"]) for entry in rule.get("from", ())]
+    return sources, [parts_of(entry["operation"]) for entry in rule.get("to", ())], conditions
 
 
-def allowed(policies: list[dict[str, Any]], asked: Asked, port: int) -> bool:
-    """Istio's order of evaluation, for the policies that select the workload."""
-    here = [p for p in policies if p["namespace"] in ("default", "istio-system")]
+def rule_matches(rule: dict[str, Any], asked: Asked, place: Place, action: str) -> bool:
+    """From, to and when. What is unknown at a place takes the whole of an ALLOW rule away, and is left out of other rules."""
+    unknown = HTTP if place.tcp else TOKEN if action == "CUSTOM" else set()
+    sources, operations, conditions = alternatives(rule)
+    everything = [part for group in (*sources, *operations, conditions) for part in group]
+    if action == "ALLOW" and any(field in unknown for field, _, _ in everything):
+        return False
+
+    def holds(parts: Parts) -> bool:
+        return all(
+            any(one_matches(field, value, asked, place) for value in values) != negative
+            for field, negative, values in parts
+            if field not in unknown
+        )
+
+    return (
+        (not sources or any(map(holds, sources)))
+        and (not operations or any(map(holds, operations)))
+        and holds(conditions)
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says."""
+
+    allowed: bool
+    audited: bool
+
+
+def judge(policies: list[dict[str, Any]], asked: Asked, port: int, *, tcp: bool = False) -> Verdict:
+    """Istio's order of evaluation: CUSTOM, DENY, ALLOW, for the policies that select the workload; AUDIT beside them."""
+    here = [
+        p
+        for p in policies
+        if p["namespace"] in ("default", "istio-system") and p["selects"] in ("", "server")
+    ]
     hits = {
         action: any(
-            rule_matches(rule, asked, Place(p["namespace"], port))
+            rule_matches(rule, asked, Place(p["namespace"], port, tcp), action)
             for p in here
             if p["action"] == action
             for rule in p["rules"]
         )
-        for action in ("DENY", "ALLOW")
+        for action in ("CUSTOM", "DENY", "ALLOW", "AUDIT")
     }
-    if hits["DENY"]:
-        return False
-    return hits["ALLOW"] or not any(p["action"] == "ALLOW" for p in here)
+    # The authorizer speaks HTTP: what it would be asked about on TCP is refused.
+    asked_out = hits["CUSTOM"] and (tcp or not asked.passes)
+    closed = not hits["ALLOW"] and any(p["action"] == "ALLOW" for p in here)
+    return Verdict(not (asked_out or hits["DENY"] or closed), hits["AUDIT"])
 
 
 # ---- random inputs -------------------------------------------------------------------------------------------
@@ -218,11 +265,14 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "hosts": ("a.example", "A.Example", "*.example", "a.*", "*", "a.example:80"),
     "methods": ("GET", "POST", "P*", "*T", "*"),
     "paths": (*PATHS, "/a*", "*b", "*", "/{*}/b", "/a/{**}", "/{*}", "/{**}/b", "/a/{*}/{**}"),
-    "ports": ("1", "PORT"),
+    "ports": ("1", "PORT", "TCP"),
 }
 _CONDITIONS = {
     "request.headers[x-role]": ("dev", "de*", "*v", "*", "ops"),
     "request.auth.claims[groups]": ("dev", "de*", "*s", "*"),
+    "request.auth.claims[realm][role]": ("dev", "*v", "*"),
+    "request.auth.audiences": ("web", "w*", "*"),
+    "request.auth.principal": ("https://iss/x/alice", "*/alice", "*"),
     "connection.sni": ("a.example", "*.example", "a*"),
 }
 _SOURCE = ("principals", "namespaces", "ipBlocks", "requestPrincipals")
@@ -282,10 +332,11 @@ def _rule(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def _policy(draw: st.DrawFn) -> dict[str, Any]:
-    action = draw(st.sampled_from(("ALLOW", "DENY")))
-    least = 1 if action == "DENY" else 0
+    action = draw(st.sampled_from(("ALLOW", "ALLOW", "DENY", "DENY", "CUSTOM", "AUDIT")))
+    least = 1 if action in ("DENY", "CUSTOM") else 0
     return {
         "action": action,
+        "selects": draw(st.sampled_from(("", "", "server", "other"))),
         "namespace": draw(st.sampled_from(("default", "default", "istio-system", "elsewhere"))),
         "rules": draw(st.lists(_rule(), min_size=least, max_size=2)),
     }
@@ -302,25 +353,61 @@ _asked = st.builds(
     role=st.sampled_from(("", "dev", "devs", "ops")),
     subject=st.sampled_from(("", "alice", "malice", "y/bob")),
     groups=st.sampled_from(((), ("dev",), ("ops", "devs"))),
+    realm=st.sampled_from(("", "dev", "ops")),
+    audience=st.sampled_from(("", "web", "api")),
+    passes=st.booleans(),
     sni=st.sampled_from(("", "a.example", "b.example")),
 )
 
 
-def _yaml(number: int, entry: dict[str, Any], port: int) -> str:
-    spec = {"action": entry["action"], "rules": entry["rules"]}
-    text = yaml.safe_dump(spec, default_flow_style=True, width=10**6).strip()
-    return policy(
-        re.sub(r"\bPORT\b", f"'{port}'", text), name=f"p{number}", namespace=entry["namespace"]
-    )
+def _yaml(number: int, entry: dict[str, Any]) -> str:
+    spec: dict[str, Any] = {"action": entry["action"], "rules": entry["rules"]}
+    if entry["selects"]:
+        spec["selector"] = {"matchLabels": {"app": entry["selects"]}}
+    if entry["action"] == "CUSTOM":
+        spec["provider"] = {"name": "asker"}
+    text = yaml.safe_dump(spec, default_flow_style=True, width=10**6)
+    return policy(text, name=f"p{number}", namespace=entry["namespace"])
 
 
-def _numbered(entry: Any, port: int) -> Any:
-    """The same data with the real port."""
+def _numbered(entry: Any, ports: dict[str, str]) -> Any:
+    """The same data with real ports."""
     if isinstance(entry, dict):
-        return {key: _numbered(inner, port) for key, inner in entry.items()}
+        return {key: _numbered(inner, ports) for key, inner in entry.items()}
     if isinstance(entry, list):
-        return [_numbered(inner, port) for inner in entry]
-    return str(port) if entry == "PORT" else entry
+        return [_numbered(inner, ports) for inner in entry]
+    return ports.get(entry, entry)
+
+
+@pytest.fixture(scope="module")
+def asker() -> Iterator[Backend]:
+    """An authorizer that lets pass what has a header."""
+    made = Backend("asker", respond=lambda h: 200 if h.headers.get("x-pass") == "yes" else 403)
+    yield made
+    made.close()
+
+
+def _caller(asked: Asked) -> tuple[Caller, Asked]:
+    """Who connects, and the request as the server can see it: plaintext has no name."""
+    sni = asked.sni if asked.account else ""
+    caller = Caller(asked.account, asked.address, asked.domain, sni)
+    return caller, replace(asked, sni=sni)
+
+
+def _request(guard: Guard, caller: Caller, asked: Asked, *, why: bool) -> GuardVerdict:
+    claims: dict[str, Any] = {"sub": asked.subject, "groups": list(asked.groups)}
+    claims |= {"realm": {"role": asked.realm}} if asked.realm else {}
+    claims |= {"aud": asked.audience} if asked.audience else {}
+    headers = {"x-role": asked.role} if asked.role else {}
+    return guard.send(
+        caller,
+        asked.path,
+        method=asked.method,
+        host=asked.host,
+        headers=headers | ({"x-pass": "yes"} if asked.passes else {}),
+        token=ISSUER.token(**claims) if asked.subject else "",
+        why=why,
+    )
 
 
 @settings(
@@ -330,32 +417,31 @@ def _numbered(entry: Any, port: int) -> Any:
     suppress_health_check=list(HealthCheck),
 )
 @given(
-    policies=st.lists(_policy(), min_size=1, max_size=3),
+    policies=st.lists(_policy(), min_size=1, max_size=4),
     asked=st.lists(_asked, min_size=ASKED, max_size=ASKED),
 )
 def test_envoy_agrees_with_the_model(
-    guard: Guard, policies: list[dict[str, Any]], asked: list[Asked]
+    guard: Guard, asker: Backend, policies: list[dict[str, Any]], asked: list[Asked]
 ) -> None:
-    """Every request gets the model's verdict."""
+    """Every request and every connection gets the model's verdict."""
     tokens = policy(
         f"{{jwtRules: [{{issuer: '{ISSUER.name}', jwks: '{ISSUER.keys}'}}]}}",
         kind="RequestAuthentication",
     )
-    known = _numbered(policies, guard.http.port)
-    text = "".join(_yaml(n, entry, guard.http.port) for n, entry in enumerate(known))
-    guard.apply(tokens + text, mesh=f"trustDomain: {DOMAIN}\ntrustDomainAliases: [{ALIAS}]")
+    known = _numbered(policies, {"PORT": str(guard.http.port), "TCP": str(guard.tcp.port)})
+    text = "".join(_yaml(n, entry) for n, entry in enumerate(known))
+    more = ", includeRequestHeadersInCheck: [x-pass]"
+    mesh = f"trustDomain: {DOMAIN}\ntrustDomainAliases: [{ALIAS}]\n"
+    mesh += provider("envoyExtAuthzHttp", asker.port, more)
+    guard.apply(tokens + authorizer("http", asker.port) + text, mesh)
+    audits = any(entry["action"] == "AUDIT" for entry in known)
     for entry in asked:
-        plain = not entry.account
-        caller = Caller(entry.account, entry.address, entry.domain, "" if plain else entry.sni)
-        seen = Asked(**{**entry.__dict__, "sni": caller.sni})
-        token = ISSUER.token(sub=seen.subject, groups=list(seen.groups)) if seen.subject else ""
-        answer = guard.send(
-            caller,
-            entry.path,
-            method=entry.method,
-            host=entry.host,
-            headers={"x-role": entry.role} if entry.role else {},
-            token=token,
-        )
-        wanted = 200 if allowed(known, seen, guard.http.port) else 403
-        assert answer.status == wanted, (seen, text)
+        caller, seen = _caller(entry)
+        wanted = judge(known, seen, guard.http.port)
+        answer = _request(guard, caller, seen, why=audits)
+        assert answer.status == (200 if wanted.allowed else 403), (seen, text)
+        # An authorizer's refusal comes before everything else.
+        if audits and answer.status == 200:
+            assert answer.audited == wanted.audited, (seen, text)
+        wanted = judge(known, seen, guard.tcp.port, tcp=True)
+        assert bool(guard.ask(caller)) == wanted.allowed, ("tcp", seen, text)
