@@ -103,13 +103,14 @@ def fetch(
     body: bytes | None = None,
     timeout: float = 15.0,
     tls: ssl.SSLContext | None = None,
+    sni: str = "",
 ) -> Answer:
-    """One HTTP request on a connection of its own; ``host`` is the name in TLS, too."""
+    """One HTTP request on a connection of its own; ``host`` is the name in TLS, too, unless ``sni`` is another."""
     connection = http.client.HTTPConnection(address, port, timeout=timeout)
     try:
         if tls is not None:
             plain = socket.create_connection((address, port), timeout)
-            connection.sock = tls.wrap_socket(plain, server_hostname=host)
+            connection.sock = tls.wrap_socket(plain, server_hostname=sni or host)
         sent = {"Connection": "close", **(headers or {})}
         if host:
             sent["Host"] = host

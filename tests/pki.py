@@ -49,8 +49,8 @@ class Authority:
         """The root in PEM."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *names: str, with_rsa: bool = False) -> tuple[bytes, bytes]:
-        """(certificate, key) in PEM for SPIFFE ids, DNS names, IP or mail addresses."""
+    def issue(self, *names: str, with_rsa: bool = False, age_days: int = 0) -> tuple[bytes, bytes]:
+        """(certificate, key) in PEM for SPIFFE ids, DNS names, IP or mail addresses; of two days one is over."""
         key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
         if with_rsa:
             key = rsa.generate_private_key(65537, 2048)
@@ -58,6 +58,7 @@ class Authority:
             key = ec.generate_private_key(ec.SECP256R1())
         sans = [_name(name) for name in names]
         now = datetime.datetime.now(datetime.UTC)  # noqa: TID251  certificates need the real time
+        now -= age_days * _DAY
         made = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
@@ -85,23 +86,6 @@ class Authority:
             serial = x509.load_pem_x509_certificate(certificate).serial_number
             made = made.add_revoked_certificate(entry.serial_number(serial).build())
         return made.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def revocations(authority: Authority, *certificates: bytes) -> str:
-    """The authority's revocation list with these certificates (PEM) on it."""
-    now = datetime.datetime.now(datetime.UTC)  # noqa: TID251  certificates need the real time
-    made = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(authority.certificate.subject)
-        .last_update(now - _DAY)
-        .next_update(now + _DAY)
-    )
-    for pem in certificates:
-        serial = x509.load_pem_x509_certificate(pem).serial_number
-        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
-        made = made.add_revoked_certificate(entry.build())
-    signed = made.sign(authority.key, hashes.SHA256())
-    return signed.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def make_authority(name: str = "test root") -> Authority:

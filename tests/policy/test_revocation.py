@@ -10,7 +10,7 @@ import pytest
 
 from envoy_rig import Envoy, fetch, free_port, wait_for
 from mesh_world import build_world, pod
-from pki import Authority, make_authority, revocations, trust, write_identity
+from pki import Authority, make_authority, trust, write_identity
 from policy.guard import PLAIN, Caller, Guard
 
 pytestmark = pytest.mark.envoy
@@ -36,8 +36,8 @@ def certificate(guard: Guard, caller: Caller) -> bytes:
 def test_a_sidecar_refuses_revoked_certificates(guard: Guard) -> None:
     """From the list's arrival until it is taken back; all others, and what is no mTLS, go on."""
     guard.apply()
-    revoked = revocations(guard.authority, certificate(guard, BAD))
-    trust(guard.envoy.certificates, guard.authority, revocations(guard.authority))
+    revoked = guard.authority.revoke(certificate(guard, BAD)).decode()
+    trust(guard.envoy.certificates, guard.authority, guard.authority.revoke().decode())
     assert status(guard, GOOD) == status(guard, BAD) == 200
     trust(guard.envoy.certificates, guard.authority, revoked)
     wait_for("the refusal", lambda: status(guard, BAD) == 0)
@@ -108,6 +108,6 @@ def test_a_gateway_refuses_revoked_certificates(
     for name, (chain, key) in issued.items():
         (tmp_path / name).write_bytes(chain + key)
     wait_for("the gateway", lambda: visit(tmp_path, port, authority, "bad") == 204)
-    trust(envoy.certificates, authority, revocations(authority, issued["bad"][0]))
+    trust(envoy.certificates, authority, authority.revoke(issued["bad"][0]).decode())
     wait_for("the refusal", lambda: visit(tmp_path, port, authority, "bad") == 0)
     assert visit(tmp_path, port, authority, "good") == 204
