@@ -99,3 +99,17 @@ def test_unusable_probes_are_named_and_left_out() -> None:
 def test_secrets_do_not_print_themselves() -> None:
     """A token's or key's repr says nothing."""
     assert "tok" not in repr([secrets.SecretText("tok-en")])
+
+
+def test_the_admin_port_is_on_loopback_only() -> None:
+    """Whatever the settings: Envoy's admin interface can change and end it. Others' listeners only reach named paths of it."""
+    for environment in ({}, {"PROXY_CONFIG": json.dumps({"proxyAdminPort": 15999})}):
+        bootstrap, _ = build_bootstrap(parse_settings(environment)[0])
+        address = bootstrap["admin"]["address"]["socket_address"]["address"]
+        assert address == "127.0.0.1"
+        for listener in bootstrap["static_resources"]["listeners"]:
+            hcm = listener["filter_chains"][0]["filters"][0]["typed_config"]
+            for route in hcm["route_config"]["virtual_hosts"][0]["routes"]:
+                if route["route"]["cluster"] == "agent-admin":
+                    assert route["match"].keys() == {"path"}
+                    assert route["route"]["prefix_rewrite"] in ("/stats/prometheus", "/ready")

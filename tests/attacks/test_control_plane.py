@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+import stat
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,10 +28,14 @@ from istiod.kube_server import KubeServer, started_cluster
 from istiod.plane import LOCAL, files, running
 from istiod.waiting import until
 from istiod.xds_client import XdsClient, node_of
+from meltemi.adapters.agent_files import Credentials, CredentialStore
 from meltemi.adapters.kube_connection import Connection
 from meltemi.adapters.stream_gate import STREAMS_PER_CALLER
+from meltemi.agent.certificates import Validity
+from meltemi.agent.secrets import SecretText
 from meltemi.ca.identity import POD_NAME
 from meltemi.discovery.protocol import Mode
+from meltemi.kit import logs
 from meltemi.model.names import CDS_TYPE, DEBUG_TYPE, EDS_TYPE, LDS_TYPE, SDS_TYPE
 from meltemi.programs.control_plane import ControlPlane
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
@@ -280,6 +285,43 @@ async def test_debug_pages_over_xds(target: Target, page: str) -> None:
     assert answer is not aio.EOF  # loopback
     assert KEY not in answer.SerializeToString()
     assert b"PRIVATE KEY" not in answer.SerializeToString()
+
+
+async def test_keys_are_never_shown(
+    target: Target, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not in istiod's log at its most talkative, not in a debug page, a metric or a representation; files are the owner's alone."""
+    logs.set_levels(logs.parse_levels("default:debug"))
+    try:
+        await target.create(csr_of(), "app")
+        client = XdsClient(target.tls, Mode.DELTA, target.router("owner"), "web")
+        assert KEY in await everything(client)
+        with pytest.raises(aio.AioRpcError):
+            await target.create(csr_of(), "vault")
+    finally:
+        logs.set_levels(logs.parse_levels("default:info"))
+    shown = "".join(capfd.readouterr())
+    assert "certificate issued" in shown
+    base = f"http://127.0.0.1:{target.plane.ports['monitoring']}"
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{base}/debug") as answer:
+            pages = list(await answer.json())
+        for page in ("/metrics", *pages, "/debug/config_dump?proxyID=web-1.owner"):
+            async with session.get(base + page) as answer:
+                shown += await answer.text()
+    held = target.kube.objects["/api/v1/secrets"]["istio-system", "istio-ca-secret"]["data"]
+    authority_key = base64.b64decode(held["ca-key.pem"]).decode()
+    for key in (KEY.decode(), authority_key):
+        body = "".join(key.splitlines()[1:-1])
+        for text in (body[:60], base64.b64encode(key.encode()).decode()[:60]):
+            assert text not in shown.replace("\\n", "").replace("\n", "")
+    for token in ("Bearer app", "Bearer vault", "'vault'"):
+        assert token not in shown
+    store = CredentialStore(str(tmp_path))
+    secret_text = SecretText(KEY.decode())
+    store.store(Credentials("CERT", secret_text, "ROOT", Validity(0, 1), OWN))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    assert "PRIVATE" not in repr(store.load(OWN))
 
 
 # --- too much -------------------------------------------------------------------------------------------------

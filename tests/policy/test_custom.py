@@ -80,7 +80,7 @@ def provider(kind: str, port: int, more: str = "") -> str:
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.port",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestHeadersInCheck",
 )
-def test_an_http_askerdecides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
+def test_an_http_authorizer_decides_what_the_rules_match(guard: Guard, over_http: Backend) -> None:
     """Only matching requests are asked about; DENY and ALLOW policies still hold afterwards."""
     mesh = provider("envoyExtAuthzHttp", over_http.port, ", includeRequestHeadersInCheck: [x-pass]")
     text = authorizer("http", over_http.port) + policy(CUSTOM % "asker", name="c")
@@ -102,7 +102,7 @@ def test_an_http_askerdecides_what_the_rules_match(guard: Guard, over_http: Back
     "MeshConfig.extensionProviders.envoyExtAuthzGrpc.service",
     "MeshConfig.extensionProviders.envoyExtAuthzGrpc.port",
 )
-def test_a_grpc_askerdecides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
+def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: int) -> None:
     """On TCP the rule goes without its path."""
     mesh = provider("envoyExtAuthzGrpc", over_grpc)
     guard.apply(authorizer("grpc", over_grpc) + policy(CUSTOM % "asker"), mesh)
@@ -129,7 +129,7 @@ def test_without_an_answer_it_is_refused(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["", "extensionProviders: [{name: asker, prometheus: {}}]"])
-def test_an_unknown_askerrefuses(guard: Guard, mesh: str) -> None:
+def test_an_unknown_authorizer_refuses(guard: Guard, mesh: str) -> None:
     """What the policy matches is refused, with a finding; the rest passes."""
     world = guard.apply(policy(CUSTOM % "asker"), mesh)
     assert "MLT0212" in {finding.code for finding in world.ir("server").findings}
