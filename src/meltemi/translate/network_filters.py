@@ -133,6 +133,9 @@ def gateway_manager(
             stream_idle_timeout_s=300.0,
             request_headers_timeout_s=60.0,
             max_concurrent_streams=1024,
+            # How much of a body one stream, and one connection, may make this proxy hold.
+            h2_stream_window=64 * 1024,
+            h2_connection_window=1024 * 1024,
             origins=origins,
         ),
     )
