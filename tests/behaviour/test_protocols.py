@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -516,3 +517,30 @@ def test_the_next_zone_takes_over_when_the_own_is_empty(shop: Mesh) -> None:
     shop.apply(near_and_far("", ", trafficDistribution: PreferClose"))
     shop.apply(pods("near", "app: web, istio-locality: eu.west.a", more="replicas: 0, "))
     assert set(shop.client("visitor").send("http://web:8100/", n=5).counts) == {"far"}
+
+
+GREETER = """
+import socketserver, sys
+
+class Greet(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"welcome\\n")
+        self.rfile.readline()
+
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer((sys.argv[1], int(sys.argv[2])), Greet).serve_forever()
+"""
+
+
+@pytest.mark.covers("MeshConfig.protocolDetectionTimeout")
+def test_waiting_for_the_client_to_speak_ends(shop: Mesh) -> None:
+    """A server that speaks first on a port that does not say so is heard after that time, on both sides."""
+    shop.apply(
+        web("{name: any, port: 8100}").replace(
+            "containers: [{name: app}]", "containers: [{name: app, ports: [{containerPort: 8100}]}]"
+        ),
+        mesh_config="protocolDetectionTimeout: 0.1s",
+    )
+    shop.run("web", [sys.executable, "-c", GREETER, "{address}", "{port}"])
+    with shop.client("caller").tcp("web:8100", timeout=10) as connection:
+        assert connection.read_line() == b"welcome\n"

@@ -7,9 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from behaviour_rules import eventually
 from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh
 from meltemi.testing.response import NoAnswer
@@ -381,3 +383,92 @@ def test_pools_of_a_listener_and_of_the_workload(
     before = inbound_stat(shop, "upstream_cx_total")
     caller.send("http://details:9080/", n=6)
     assert inbound_stat(shop, "upstream_cx_total") - before == 6
+
+
+def application(shop: Mesh) -> Any:
+    """The cluster from the proxy of ``details`` to its application, as Envoy says that it has it."""
+    dump = shop.config("details-v1")["configs"]
+    clusters = next(part for part in dump if part["@type"].endswith("ClustersConfigDump"))
+    named = (entry["cluster"] for entry in clusters["dynamic_active_clusters"])
+    return next(cluster for cluster in named if cluster["name"] == "inbound|9080||")
+
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+@pytest.mark.covers(
+    "Sidecar.ingress.connectionPool.tcp.connectTimeout",
+    "Sidecar.ingress.connectionPool.tcp.tcpKeepalive.probes",
+    "Sidecar.ingress.connectionPool.tcp.tcpKeepalive.time",
+    "Sidecar.ingress.connectionPool.tcp.tcpKeepalive.interval",
+    "Sidecar.ingress.connectionPool.http.maxRetries",
+    "Sidecar.ingress.connectionPool.http.maxConcurrentStreams",
+    "Sidecar.ingress.connectionPool.http.http2KeepAlive.interval",
+    "Sidecar.ingress.connectionPool.http.http2KeepAlive.timeout",
+)
+def test_settings_that_only_the_kernel_or_the_codec_sees(shop: Mesh, caller: Client) -> None:
+    """They do not show in an answer: a real proxy has taken them, and requests still pass."""
+    shop.apply(
+        inbound(
+            f"{{{PORT.replace('HTTP', 'HTTP2')}, connectionPool: {{"
+            "tcp: {connectTimeout: 3s, tcpKeepalive: {probes: 5, time: 60s, interval: 10s}}, "
+            "http: {maxRetries: 7, maxConcurrentStreams: 20, http2KeepAlive: {interval: 9s, timeout: 2s}}}}"
+        )
+    )
+    cluster = application(shop)
+    assert cluster["connect_timeout"] == "3s"
+    assert cluster["upstream_connection_options"]["tcp_keepalive"] == {
+        "keepalive_probes": 5, "keepalive_time": 60, "keepalive_interval": 10,
+    }  # fmt: skip
+    assert cluster["circuit_breakers"]["thresholds"][0]["max_retries"] == 7
+    options = cluster["typed_extension_protocol_options"][HTTP_OPTIONS]
+    http2 = options["explicit_http_config"]["http2_protocol_options"]
+    assert http2["max_concurrent_streams"] == 20
+    assert http2["connection_keepalive"] == {"interval": "9s", "timeout": "2s"}
+    assert caller.get("http://details:9080/").workload == "details-v1"
+
+
+@pytest.mark.covers(
+    "Sidecar.ingress.connectionPool.http.idleTimeout",
+    "Sidecar.ingress.connectionPool.tcp.maxConnectionDuration",
+)
+@pytest.mark.parametrize(
+    "pool", ["http: {idleTimeout: 0.2s}", "tcp: {maxConnectionDuration: 0.2s}"]
+)
+def test_connections_to_the_application_end(shop: Mesh, caller: Client, pool: str) -> None:
+    shop.apply(inbound(f"{{{PORT}, connectionPool: {{{pool}}}}}"))
+    caller.get("http://details:9080/")
+    eventually(lambda: inbound_stat(shop, "upstream_cx_active") == 0)
+
+
+@pytest.mark.covers("Sidecar.ingress.connectionPool.tcp.idleTimeout")
+def test_idle_bytes_end(shop: Mesh, caller: Client) -> None:
+    shop.apply(
+        inbound(
+            "{port: {number: 9000, protocol: TCP, name: tcp}, connectionPool: {tcp: {idleTimeout: 0.2s}}}"
+        )
+    )
+    with caller.tcp("details:9000") as connection:
+        assert connection.ask("hello")["workload"] == "details-v1"
+        assert connection.read_line() == b""
+
+
+@pytest.mark.covers("Sidecar.ingress.connectionPool.http.useClientProtocol")
+@pytest.mark.parametrize("http2", [True, False])
+def test_the_application_gets_the_clients_protocol(shop: Mesh, caller: Client, http2: bool) -> None:
+    shop.apply(inbound(f"{{{PORT}, connectionPool: {{http: {{useClientProtocol: true}}}}}}"))
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: details}
+spec: {host: details, trafficPolicy: {connectionPool: {http: {useClientProtocol: true}}}}
+""")
+    answer = caller.get("http://details:9080/", http2=http2)
+    assert answer.json()["protocol"] == ("http/2" if http2 else "http/1.1")
+
+
+@pytest.mark.covers("Sidecar.ingress.connectionPool.http.h2UpgradePolicy")
+def test_an_upgrade_is_between_proxies_only(shop: Mesh, caller: Client) -> None:
+    """The application gets what its port declares."""
+    shop.apply(inbound(f"{{{PORT}, connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}}}}}"))
+    assert caller.get("http://details:9080/").json()["protocol"] == "http/1.1"

@@ -187,3 +187,76 @@ def test_a_machine_is_out_until_its_first_report(shop: Mesh, caller: Client) -> 
         + machine("two", "address: 10.9.0.2, labels: {app: vm}", checked)
     )
     assert set(caller.send("http://vm/", n=20).counts) == {"one"}
+
+
+# --- networks -----------------------------------------------------------------------------------------
+
+
+def crossing(gateway: str) -> str:
+    """Network ``there``, which is entered at this address: an east-west gateway and its Service."""
+    return f"""
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: eastwest, namespace: istio-system}}
+spec:
+  template:
+    metadata: {{labels: {{istio: eastwestgateway, topology.istio.io/network: there}}}}
+    spec: {{containers: [{{name: istio-proxy}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: eastwest, namespace: istio-system, labels: {{topology.istio.io/network: there}}}}
+spec:
+  type: LoadBalancer
+  selector: {{istio: eastwestgateway}}
+  ports: [{{name: tls, port: 15443}}]
+status: {{loadBalancer: {{ingress: [{{ip: "{gateway}"}}]}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: cross-network, namespace: istio-system}}
+spec:
+  selector: {{istio: eastwestgateway}}
+  servers:
+  - port: {{number: 15443, name: tls, protocol: TLS}}
+    tls: {{mode: AUTO_PASSTHROUGH}}
+    hosts: ["*.local", "*.internal"]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: roamer}}
+spec:
+  template:
+    metadata: {{labels: {{app: roamer, topology.istio.io/network: here}}}}
+    spec: {{serviceAccountName: roamer, containers: [{{name: app}}]}}
+"""
+
+
+def through_gateway(shop: Mesh) -> int:
+    """Connections that the gateway has taken."""
+    found = shop.stats("eastwest", r"^listener\..*15443\.downstream_cx_total")
+    return sum(found.values())
+
+
+@pytest.mark.covers("WorkloadEntry.network", "ServiceEntry.endpoints.network")
+@pytest.mark.parametrize("listed", [True, False], ids=["endpoint", "WorkloadEntry"])
+def test_other_networks_are_entered_through_their_gateway(shop: Mesh, listed: bool) -> None:
+    """By mTLS from end to end; in the own network machines are reached directly."""
+    shop.apply(crossing("10.8.0.1"))
+    gateway = next(p.address for p in shop.objects.proxies if p.workload == "eastwest")
+    far = "address: 10.9.0.1, network: there, serviceAccount: keeper, labels: {app: vm}"
+    entry = ENTRY
+    if listed:
+        selector = "workloadSelector: {labels: {app: vm}}"
+        entry = ENTRY.replace(selector, f"endpoints: [{{{far}}}]")
+    shop.apply(crossing(gateway) + entry + machine("vm", far))
+    before = through_gateway(shop)
+    answer = shop.client("roamer").get("http://vm.internal/")
+    assert answer.workload == "vm"
+    assert answer.peer_identity == "spiffe://cluster.local/ns/default/sa/roamer"
+    assert through_gateway(shop) == before + 1
+    near = crossing(gateway).replace("network: here", "network: there")
+    shop.apply(near)
+    assert shop.client("roamer").get("http://vm.internal/").workload == "vm"
+    assert through_gateway(shop) == before + 1

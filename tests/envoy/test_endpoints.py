@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from meltemi.envoy import encode_endpoints
@@ -153,3 +155,27 @@ def test_no_endpoints_is_an_answer() -> None:
     """An empty assignment says that the cluster has none."""
     made = _decode(NEED)
     assert (made.cluster_name, len(made.endpoints)) == (NEED.cluster, 0)
+
+
+def test_without_an_address_only_a_gateway_leads_there() -> None:
+    """A machine of another network is what its gateway says; where none is known it is left out."""
+    far = _endpoint("", network="n2", tls_mode="istio")
+    gateways = (("n2", (("10.8.0.1", 15443),)),)
+    need = replace(NEED, network="n1", gateways=gateways)
+    assert _places(need, far) == [(0, "10.8.0.1", 1)]
+    for other in (NEED, replace(need, network="n2"), replace(need, gateways=())):
+        assert not _decode(other, far).endpoints
+    assert not _decode(need, _endpoint("", network="n2")).endpoints, (
+        "in plaintext it is not reached"
+    )
+
+
+def test_endpoints_of_the_own_node_come_first() -> None:
+    """trafficDistribution PreferSameNode: the node, then places as usual."""
+    need = replace(NEED, locality="r/z/s", policy=LocalityPolicy(enabled=True, node="n1"))
+    assert _places(
+        need,
+        _endpoint("10.0.0.1", "r/z/s", node_name="n2"),
+        _endpoint("10.0.0.2", "q/z/s", node_name="n1"),
+        _endpoint("10.0.0.3", "q/z/s", node_name="n2"),
+    ) == [(0, "10.0.0.2", 1), (1, "10.0.0.1", 1), (2, "10.0.0.3", 1)]

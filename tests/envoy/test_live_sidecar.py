@@ -45,6 +45,11 @@ spec:
 """
 
 
+@pytest.mark.covers(
+    "Sidecar.ingress.connectionPool.tcp.maxConnections",
+    "Sidecar.ingress.connectionPool.http.http1MaxPendingRequests",
+    "Sidecar.ingress.connectionPool.http.http2MaxRequests",
+)
 def test_ingress_with_default_endpoint_and_pool(tmp_path: Path, backend: Backend) -> None:
     """A port is forwarded to another one, with its own limits; services' ports are not served any more."""
     listen, other = free_port(), free_port()

@@ -84,6 +84,28 @@ _LIMITS = (
     ),
     *(
         _no(
+            f"Sidecar.ingress.tls.{name}",
+            "is for gateways: sidecars are given no Secrets",
+            "mount the Secret into the pods and name its files",
+            Level.ERROR,
+        )
+        for name in ("credentialName", "credentialNames", "caCertCredentialName")
+    ),
+    _no(
+        "Sidecar.ingress.tls.httpsRedirect",
+        "has no effect: a sidecar's port speaks one protocol",
+        "redirect at a gateway",
+    ),
+    *(
+        _no(
+            f"Sidecar.{name}.port.targetPort",
+            "has no effect, as in Istio",
+            "use defaultEndpoint" if name == "ingress" else "remove it",
+        )
+        for name in ("ingress", "egress")
+    ),
+    *(
+        _no(
             f"{place}.zoneAwareLbSetting",
             "has no effect: Envoy compares zones with those of the caller's own service, which proxies are not told",
             "use localityLbSetting with failover or distribute",

@@ -94,8 +94,22 @@ def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         and (not need.node or endpoint.node_name == need.node)
         and endpoint.health not in (Health.TERMINATING, Health.UNHEALTHY)
         and (endpoint.health is not Health.DRAINING or need.draining)
-        and (endpoint.address.startswith("unix://") or _is_address(endpoint.address))
+        and (
+            endpoint.address.startswith("unix://")
+            or _is_address(endpoint.address)
+            or _behind_gateway(need, endpoint)
+        )
     ]
+
+
+def _behind_gateway(need: EndpointNeed, endpoint: Endpoint) -> bool:
+    """Whether an endpoint without an address is reached through another network's gateway."""
+    return (
+        not endpoint.address
+        and bool(need.network)
+        and endpoint.network != need.network
+        and bool(dict(need.gateways).get(endpoint.network))
+    )
 
 
 def _grouped(need: EndpointNeed, endpoints: list[Endpoint]) -> dict[Group, list[Endpoint]]:

@@ -42,7 +42,7 @@ def derive_facts(service: Service, endpoints: Iterable[Endpoint]) -> EndpointFac
     if service.resolution in _INLINE:
         inline = known
     if service.headless and not service.mesh_external:
-        ready = [e for e in known if e.health is Health.HEALTHY]
+        ready = [e for e in known if e.address and e.health is Health.HEALTHY]
         addresses = tuple(sorted({e.address for e in ready}))
         hostnames = tuple(sorted({(e.hostname, e.address) for e in ready if e.hostname}))
     return EndpointFacts(

@@ -201,7 +201,8 @@ def _workload_endpoints(
     secure = account and workload.workload_kind == WORKLOAD_ENTRY
     tls_mode = workload.labels.get(TLS_MODE) or ("istio" if secure else "disabled")
     number = target_port(port, workload)
-    for address in workload.addresses:
+    # A machine of another network may have no address here: it is reached through that network's gateway.
+    for address in workload.addresses or (("",) if workload.network else ()):
         yield Endpoint(
             address=address,
             port=0 if address.startswith("unix://") else number,

@@ -17,15 +17,15 @@ from meltemi.model.names import (
     inbound_cluster,
 )
 from meltemi.model.service import Protocol
-from meltemi.push.classes import ServiceTarget
 from meltemi.translate.build import Build
 from meltemi.translate.credentials import known_ciphers, known_curves
 from meltemi.translate.http_match import MATCH_ALL
-from meltemi.translate.inbound_clusters import inbound_service_cluster
+from meltemi.translate.inbound_clusters import inbound_service_cluster, inbound_tuning
 from meltemi.translate.inbound_ports import InboundPort, inbound_ports
 from meltemi.translate.mtls import Mode, PeerPolicy, peer_policy
 from meltemi.translate.network_filters import inbound_manager, server_tcp
 from meltemi.translate.outbound import PLAINTEXT_HTTP, WILDCARD
+from meltemi.translate.tcp_tuning import TcpTuning
 from meltemi.translate.telemetry import listener_logs
 
 # What our proxies offer as ALPN (see upstream_tls): HTTP inside, or anything of the mesh.
@@ -64,12 +64,21 @@ def _tls(build: Build, *, http: bool) -> DownstreamTls:
 class _Port:
     """Chains of one port (0 is every other port), by what comes in."""
 
-    def __init__(self, build: Build, port: int, cluster: str, decorator: str, origins: Origins):
+    def __init__(
+        self,
+        build: Build,
+        port: int,
+        cluster: str,
+        decorator: str,
+        origins: Origins,
+        tuning: TcpTuning | None = None,
+    ):
         self.build = build
         self.port = port
         self.cluster = cluster
         self.decorator = decorator
         self.origins = origins
+        self.tuning = tuning
         self.label = str(port) if port else "catchall"
 
     def _routes(self) -> RouteConfig:
@@ -93,7 +102,14 @@ class _Port:
                     self.build, prefix, self._routes(), mtls=mtls, origins=self.origins
                 ),
             )
-        return server_tcp(self.build, prefix, self.cluster, mtls=mtls, origins=self.origins)
+        return server_tcp(
+            self.build,
+            prefix,
+            self.cluster,
+            mtls=mtls,
+            origins=self.origins,
+            tuning=self.tuning,
+        )
 
     def mtls(self, *, http: bool, protocols: tuple[str, ...]) -> FilterChain:
         """mTLS from another proxy."""
@@ -196,14 +212,13 @@ def _catch_all(build: Build, policy: PeerPolicy, served: frozenset[int]) -> list
 
 
 def _inspection(
-    build: Build, policy: PeerPolicy, targets: list[ServiceTarget], *, captured: bool = True
+    build: Build, policy: PeerPolicy, ports: list[InboundPort], *, captured: bool = True
 ) -> Inspection:
     """Ports whose protocol is declared need no guess, and must not wait for one (server-first protocols)."""
-    declared = sorted(t.target_port for t in targets if not t.protocol.is_unknown)
+    known = [port for port in ports if not port.target.protocol.is_unknown]
+    declared = sorted(port.number for port in known)
     plain = sorted(
-        t.target_port
-        for t in targets
-        if policy.at(t.target_port) == "DISABLE" and not t.protocol.is_unknown
+        port.number for port in known if policy.at(port.number) == "DISABLE" and port.tls is None
     )
     return Inspection(
         original_dst=captured,
@@ -224,6 +239,7 @@ def _chains(build: Build, port: InboundPort, policy: PeerPolicy) -> list[FilterC
         inbound_cluster(port.number),
         f"{target.hostname}:{target.port}/*" if target.hostname else f":{port.number}/*",
         (*port.origins, *policy.origins),
+        inbound_tuning(build, port.listener),
     )
     chains = _port_chains(made, target.protocol, policy.at(port.number))
     if port.tls is not None:
@@ -255,7 +271,7 @@ def _own_listener(build: Build, port: InboundPort, policy: PeerPolicy) -> Listen
         chains=tuple(_chains(build, port, policy)),
         direction="INBOUND",
         bind_to_port=True,
-        inspection=_inspection(build, policy, [port.target], captured=False),
+        inspection=_inspection(build, policy, [port], captured=False),
         origins=port.origins,
     )
 
@@ -289,7 +305,7 @@ def inbound_listeners(build: Build) -> tuple[list[Listener], list[Cluster]]:
         chains=tuple(chains),
         direction="INBOUND",
         bind_to_port=True,
-        inspection=_inspection(build, policy, [port.target for port in captured]),
+        inspection=_inspection(build, policy, captured),
         access_logs=listener_logs(build, Side.SERVER),
         origins=policy.origins,
     )

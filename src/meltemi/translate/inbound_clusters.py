@@ -18,7 +18,7 @@ from meltemi.ir.cluster import (
     StaticEndpoint,
 )
 from meltemi.ir.value import Origins
-from meltemi.model.destination_rule import TrafficPolicy
+from meltemi.model.destination_rule import ConnectionPoolSettings, TrafficPolicy
 from meltemi.model.names import inbound_cluster
 from meltemi.model.service import Port
 from meltemi.model.topology import IstioIngressListener
@@ -27,17 +27,28 @@ from meltemi.translate import cluster_policy as tuning
 from meltemi.translate.build import Build
 from meltemi.translate.clusters import INBOUND_BIND
 from meltemi.translate.rules import effective_policy, pool_of, rule_for
+from meltemi.translate.tcp_tuning import TcpTuning
 
 LOOPBACK = "127.0.0.1"
+
+
+def inbound_tuning(build: Build, listener: IstioIngressListener | None) -> TcpTuning:
+    """What a Sidecar says about bytes to the workload. Clients themselves keep to what a DestinationRule says."""
+    tcp = pool_of(TrafficPolicy(connection_pool=_own_pool(build, listener)))[0]
+    return TcpTuning(idle_timeout_s=tcp.idle_timeout, max_duration_s=tcp.max_connection_duration)
+
+
+def _own_pool(build: Build, listener: IstioIngressListener | None) -> ConnectionPoolSettings | None:
+    """Of the listener, else of the workload's Sidecar."""
+    pool = listener.connection_pool if listener is not None else None
+    sidecar = build.scope.sidecar
+    return sidecar.spec.inbound_connection_pool if pool is None and sidecar is not None else pool
 
 
 def _policy(
     build: Build, target: ServiceTarget, listener: IstioIngressListener | None
 ) -> TrafficPolicy:
-    sidecar = build.scope.sidecar
-    pool = listener.connection_pool if listener is not None else None
-    if pool is None and sidecar is not None:
-        pool = sidecar.spec.inbound_connection_pool
+    pool = _own_pool(build, listener)
     if pool is not None:
         return TrafficPolicy(connection_pool=pool)
     service = build.scope.by_host.get(target.hostname)

@@ -164,14 +164,23 @@ def client_tcp(
 
 
 def server_tcp(
-    build: Build, stat_prefix: str, cluster: str, *, mtls: bool, origins: Origins = ()
+    build: Build,
+    stat_prefix: str,
+    cluster: str,
+    *,
+    mtls: bool,
+    origins: Origins = (),
+    tuning: TcpTuning | None = None,
 ) -> tuple[NetworkFilter, ...]:
     """Bytes from clients to the workload. With mTLS the peer is read from its certificate first."""
+    rules = tuning or TcpTuning()
     proxy = TcpProxy(
         stat_prefix=stat_prefix,
         clusters=(WeightedCluster(cluster),),
         access_logs=server_logs(build, StatsKind.TCP, mtls=mtls),
         after_handshake=mtls,
+        idle_timeout_s=rules.idle_timeout_s,
+        max_duration_s=rules.max_duration_s,
         origins=origins,
     )
     policy = policy_filters(build).tcp

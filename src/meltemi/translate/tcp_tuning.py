@@ -29,9 +29,8 @@ class TcpTuning:
 def service_tuning(build: Build, service: Service, port: int, subset: str = "") -> TcpTuning:
     """The settings of one destination."""
     rule = rule_for(build, service)
-    if rule is None:
-        return TcpTuning()
-    chosen = next((entry for entry, _, _ in rule.subsets if entry.name == subset), None)
+    subsets = rule.subsets if rule is not None else ()
+    chosen = next((entry for entry, _, _ in subsets if entry.name == subset), None)
     policy = effective_policy(build, rule, port, chosen)
     tcp = pool_of(policy)[0]
     hashing = hash_policy(policy)
