@@ -102,23 +102,42 @@ def test_deleting_the_resource_removes_the_mesh_and_applying_it_brings_it_back(
     wait_for("the page", steadily(lambda: address(mesh).whole()), timeout=90)
 
 
+def traces(mesh: Shell) -> set[str]:
+    """Every object of the cluster, of whatever kind, that is named after the mesh; Events tell of the past."""
+    kinds = set(mesh("kubectl api-resources --verbs=list -o name").split())
+    kinds -= {"events", "events.events.k8s.io"}
+    found = mesh(f"kubectl get {','.join(sorted(kinds))} -A -o name")
+    return {name for name in found.split() if "istio" in name}
+
+
 def test_uninstall_leaves_nothing_and_install_starts_anew(mesh: Shell, ingress: Ingress) -> None:
     refused = mesh("meltemi operator remove || echo refused", check=False)
     assert "refused" in refused
     assert "IstioOperator resources exist (istio-system/istio): delete them first" in refused
-    mesh(f"kubectl delete {SYSTEM} istiooperator istio --timeout=90s")
-    mesh("meltemi operator remove")
-    mesh("meltemi uninstall --purge -y")
-    assert not mesh("kubectl get crds -o name | grep istio.io || true").strip()
-    assert not deployments(mesh)
-    assert "istio" not in mesh("kubectl get clusterroles,clusterrolebindings -o name")
+    # With all in place: the operator must not put back what is taken away.
+    done = mesh("meltemi uninstall --purge -y", timeout=150)
+    assert "removed IstioOperator/istio in istio-system" in done
+    assert "removed Namespace/istio-operator" in done
+    assert "kept" not in done
+    # The namespace is the user's own: the walk-through made it.
+    assert traces(mesh) == {"namespace/istio-system"}
     # Pods go on without a mesh.
     assert (
         Workload(mesh, "details").fetch("details", "http://localhost:9080/health").startswith("200")
     )
+    mesh("kubectl delete namespace istio-system")
     mesh("meltemi install -y --set profile=demo", timeout=120)
     rollout(mesh, "istio-ingressgateway")
     mesh("kubectl delete pods --all -n bookinfo")
     mesh("kubectl apply -n bookinfo -f samples/bookinfo/networking/bookinfo-gateway.yaml")
     mesh("kubectl wait pods --all -n bookinfo --for=condition=Ready --timeout=90s", timeout=100)
     wait_for("the page", steadily(lambda: address(mesh).whole()), timeout=90)
+
+    mesh("kubectl create secret generic shop-credential -n istio-system --from-literal=key=value")
+    done = mesh("meltemi uninstall --purge -y", timeout=150)
+    assert "kept Namespace/istio-system, because of Secret/shop-credential" in done
+    assert traces(mesh) == {"namespace/istio-system"}
+    mesh("kubectl delete secret shop-credential -n istio-system")
+    assert "removed Namespace/istio-system" in mesh("meltemi uninstall --purge -y")
+    assert not traces(mesh)
+    assert "Nothing to remove" in mesh("meltemi uninstall --purge -y")

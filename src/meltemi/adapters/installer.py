@@ -8,13 +8,12 @@ object that the API server refuses fails its component and not the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from meltemi.adapters.kube_api import KubeApi, KubeError
-from meltemi.install.context import OWNER, OWNER_NAMESPACE, RELEASE, REVISION
+from meltemi.install.context import NAMESPACE_LABELS, OWNER, OWNER_NAMESPACE, REVISION
 from meltemi.install.plan import (
-    CRDS,
     OWNED_KINDS,
     ComponentHealth,
     deployment_ready,
@@ -58,10 +57,15 @@ class Installer:
         return healths
 
     async def _namespace(self, name: str) -> None:
-        if await self._api.find("v1", "Namespace", "", name) is None:
-            await self._api.apply(
-                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-            )
+        """Make the namespace; one that is on its way out is waited for."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._ready_timeout_s
+        while live := await self._api.find("v1", "Namespace", "", name):
+            if not live["metadata"].get("deletionTimestamp") or loop.time() > deadline:
+                return
+            await asyncio.sleep(_POLL_S)
+        metadata = {"name": name, "labels": NAMESPACE_LABELS}
+        await self._api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     async def component(self, component: Component) -> ComponentHealth:
         """Apply one component and wait until it is ready."""
@@ -140,31 +144,19 @@ class Installer:
         removed = []
         for item in await self.owned(name, namespace):
             if await self._api.delete(item):
-                removed.append(_label(item))
+                removed.append(label_of(item))
         return removed
 
-    async def remove_revision(self, revision: str) -> list[str]:
-        """Delete the control plane and gateways of one revision."""
-        removed = []
+    async def remove_revision(self, revision: str) -> AsyncIterator[str]:
+        """Delete the control plane and gateways of one revision; yields what was deleted."""
         for api_version, plural, _ in OWNED_KINDS:
             selector = f"{OWNER},{REVISION}={revision}"
             for item in await self._api.list(api_version, plural, selector=selector):
                 if await self._api.delete(item):
-                    removed.append(_label(item))
-        return removed
-
-    async def purge(self) -> list[str]:
-        """Delete every installation of this cluster and the CRDs, and so all objects of their kinds."""
-        removed = []
-        # The operator's own CRD is no installation's; what all of ours share is the release.
-        selectors = [(kind, OWNER) for kind in OWNED_KINDS] + [(CRDS, RELEASE)]
-        for (api_version, plural, _), selector in selectors:
-            for item in await self._api.list(api_version, plural, selector=selector):
-                if await self._api.delete(item):
-                    removed.append(_label(item))
-        return removed
+                    yield label_of(item)
 
 
-def _label(item: Object) -> str:
+def label_of(item: Object) -> str:
+    """``Kind/name in namespace``, for people."""
     found = object_id(item)
     return f"{found.kind}/{found.name}" + (f" in {found.namespace}" if found.namespace else "")

@@ -126,7 +126,9 @@ def install(
 
 @click.command()
 @click.option(
-    "--purge", is_flag=True, help="remove every installation, and the CRDs with all their objects"
+    "--purge",
+    is_flag=True,
+    help="remove every installation, the operator, the CRDs with all their objects",
 )
 @click.option("-r", "--revision", default="", help="remove this revision only")
 @click.option("-y", "--skip-confirmation", is_flag=True, help="do not ask")
@@ -139,25 +141,31 @@ def uninstall(
         raise CommandError("say what to remove: --purge (everything) or --revision NAME", EX_USAGE)
     if not skip_confirmation:
         what = (
-            "all of the mesh, its CRDs and every object of their kinds"
+            "all of the mesh and its operator, its CRDs and every object of their kinds, and its authority"
             if purge
             else f"revision {revision}"
         )
         click.confirm(f"This will remove {what}. Proceed?", abort=True)
 
-    async def work() -> list[str]:
+    async def work() -> tuple[int, list[str]]:
         from meltemi.adapters import kube_connection
         from meltemi.adapters.installer import Installer
         from meltemi.adapters.kube_api import KubeApi
+        from meltemi.adapters.uninstaller import Uninstaller
 
+        count = 0
         async with KubeApi(kube_connection.load(kubeconfig, context), "meltemi-install") as api:
-            installer = Installer(api)
-            return await (installer.purge() if purge else installer.remove_revision(revision))
+            uninstaller = Uninstaller(api)
+            gone = uninstaller.purge() if purge else Installer(api).remove_revision(revision)
+            async for label in gone:
+                click.echo(f"removed {label}")
+                count += 1
+            return count, uninstaller.kept
 
-    removed = run(work())
-    for label in removed:
-        click.echo(f"removed {label}")
-    click.echo("Uninstall complete" if removed else "Nothing to remove")
+    count, kept = run(work())
+    for text in kept:
+        click.echo(f"kept {text}")
+    click.echo("Uninstall complete" if count else "Nothing to remove")
 
 
 @click.group()

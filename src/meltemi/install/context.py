@@ -17,6 +17,8 @@ COMPONENT = "operator.istio.io/component"
 MANAGED = "operator.istio.io/managed"
 VERSION_LABEL = "operator.istio.io/version"
 REVISION = "istio.io/rev"
+# On namespaces that an installation made, as Istio's operator labelled its own.
+NAMESPACE_LABELS = {"istio-operator-managed": "Reconcile"}
 RELEASE = "release=istio"  # as a selector
 
 

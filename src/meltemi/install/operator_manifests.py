@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from meltemi.install.base import OPERATOR_GROUP, READER_RULES
+from meltemi.install.context import NAMESPACE_LABELS
 from meltemi.install.pilot import CLUSTER_RULES, NAMESPACE_RULES, signing_rules
 from meltemi.install.profiles import HUB, VERSION
 
@@ -107,7 +108,7 @@ def render(
             "kind": "Namespace",
             "metadata": {
                 "name": namespace,
-                "labels": {"istio-operator-managed": "Reconcile", "istio-injection": "disabled"},
+                "labels": {**NAMESPACE_LABELS, "istio-injection": "disabled"},
             },
         },
         *(crd for crd in crds if crd["spec"]["group"] == OPERATOR_GROUP),
