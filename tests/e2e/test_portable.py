@@ -48,6 +48,8 @@ def test_generated_manifests_are_valid_kubernetes(
 
 def test_generated_manifests_apply_to_a_cluster(bare: Shell) -> None:
     bare("kubectl create namespace istio-system")
+    piped = bare("meltemi manifest generate | kubectl apply -f -")
+    assert "deployment.apps/istiod created" in piped
     bare(
         "meltemi manifest generate --set profile=default > $LOCALKUBE_HOME/all.yaml;"
         "kubectl apply --server-side -f $LOCALKUBE_HOME/all.yaml"
