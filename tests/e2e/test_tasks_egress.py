@@ -68,6 +68,7 @@ def whole_mesh(mesh: Shell, mode: str) -> None:
     mesh(f"kubectl patch -n istio-system istiooperator istio --type merge -p '{patch}'")
 
 
+@pytest.mark.covers("MeshConfig.outboundTrafficPolicy.mode")
 def test_egress_control(mesh: Shell, outside: Outside) -> None:
     plain, secure = f"http://{HOST}/get", f"-k https://{HOST}/get"
     with task(mesh, "egress-control") as own:
@@ -115,6 +116,9 @@ spec:
 """
 
 
+@pytest.mark.covers(
+    "DestinationRule.trafficPolicy.portLevelSettings.tls", "ServiceEntry.ports.targetPort"
+)
 def test_tls_origination(mesh: Shell, outside: Outside) -> None:
     plain = f"http://{HOST}/get"
     with task(mesh, "tls-origination") as own:
@@ -141,8 +145,18 @@ def test_tls_origination(mesh: Shell, outside: Outside) -> None:
         eventually(own, plain, "503")
 
 
-def egress_routes(namespace: str, port_outside: int) -> str:
-    """Sidecars send the host to the egress gateway, which sends it outside."""
+def egress_routes(port_outside: int, *, mtls: bool = False) -> str:
+    """Sidecars send the host to the egress gateway, with mutual TLS if asked for, which sends it outside."""
+    number, server = 80, "port: {number: 80, name: http, protocol: HTTP}"
+    policy = ""
+    if mtls:
+        number, server = (
+            443,
+            ("port: {number: 443, name: https, protocol: HTTPS}\n      tls: {mode: ISTIO_MUTUAL}"),
+        )
+        policy = f"""
+      trafficPolicy:
+        portLevelSettings: [{{port: {{number: 443}}, tls: {{mode: ISTIO_MUTUAL, sni: {HOST}}}}}]"""
     egress = "istio-egressgateway.istio-system.svc.cluster.local"
     return f"""
 apiVersion: networking.istio.io/v1
@@ -151,7 +165,7 @@ metadata: {{name: edition-egress}}
 spec:
   selector: {{istio: egressgateway}}
   servers:
-    - port: {{number: 80, name: http, protocol: HTTP}}
+    - {server}
       hosts: [{HOST}]
 ---
 apiVersion: networking.istio.io/v1
@@ -159,7 +173,8 @@ kind: DestinationRule
 metadata: {{name: egressgateway-for-edition}}
 spec:
   host: {egress}
-  subsets: [{{name: edition}}]
+  subsets:
+    - name: edition{policy}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -169,8 +184,8 @@ spec:
   gateways: [edition-egress, mesh]
   http:
     - match: [{{gateways: [mesh], port: 80}}]
-      route: [{{destination: {{host: {egress}, subset: edition, port: {{number: 80}}}}}}]
-    - match: [{{gateways: [edition-egress], port: 80}}]
+      route: [{{destination: {{host: {egress}, subset: edition, port: {{number: {number}}}}}}}]
+    - match: [{{gateways: [edition-egress], port: {number}}}]
       route: [{{destination: {{host: {HOST}, port: {{number: {port_outside}}}}}}}]
 """
 
@@ -182,12 +197,13 @@ def passed(mesh: Shell, own: Task, path: str) -> bool:
     return answer == "200" and f"GET {path} " in log
 
 
+@pytest.mark.covers("DestinationRule.trafficPolicy.tls.credentialName")
 def test_egress_gateway(mesh: Shell, outside: Outside, tmp_path: Path) -> None:
     with task(mesh, "egress-gateway") as own:
         own.apply(client(outside.address, HOST), service_entry(outside, HTTP, HTTPS))
         own.ready()
         eventually(own, f"http://{HOST}/get", "200")
-        own.apply(egress_routes(own.namespace, 80))
+        own.apply(egress_routes(80))
         wait_for(
             "the request in the egress gateway's log", lambda: passed(mesh, own, "/anything/a")
         )
@@ -204,7 +220,7 @@ def test_egress_gateway(mesh: Shell, outside: Outside, tmp_path: Path) -> None:
                 f"--from-literal=ca.crt='{outside.authority.root.decode()}'"
             )
             own.apply(
-                egress_routes(own.namespace, 443),
+                egress_routes(443, mtls=True),
                 f"""
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -217,6 +233,7 @@ spec:
         tls: {{mode: MUTUAL, credentialName: {SECRET}, sni: {HOST}}}
 """,
             )
+            # Mutual TLS of the mesh on the way to the gateway, and the gateway's own on the way outside.
             wait_for("TLS from the gateway", lambda: passed(mesh, own, "/anything/b"))
         finally:
             mesh(f"kubectl delete -n istio-system --ignore-not-found secret {SECRET}")

@@ -135,6 +135,23 @@ def test_tcp_shifting(mesh: Shell) -> None:
         assert inside.split()[1] == "now"
 
 
+def test_grpc_is_balanced_call_by_call(mesh: Shell) -> None:
+    with task(mesh, "grpc") as own:
+        own.apply("samples/grpc-echo/grpc-echo.yaml")
+        own.ready()
+
+        def versions() -> Counter[str]:
+            answers = own.kubectl(
+                "exec deploy/echo-v1 -c echo -- grpc-echo call echo:7070 ahoy --count 40",
+                check=False,
+            )
+            return Counter(re.findall(r"ServiceVersion=(v\d)", answers))
+
+        # One connection of the client, and yet both pods: the proxy chooses for each call.
+        seen = wait_for("both versions", versions, accept=lambda seen: len(seen) == 2)
+        assert seen.total() == 40
+
+
 def _first_word(place: tuple[str, int]) -> str:
     """What tcp-echo puts before a line on a new connection; the reason when there is none."""
     try:

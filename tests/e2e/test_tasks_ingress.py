@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from e2e.conftest import Shell, wait_for
+from e2e.conftest import ROOT, Shell, wait_for
 from e2e.tasks import Gateway, task, tls_server, write_pair
 from pki import make_authority
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 HTTPBIN = "samples/httpbin/httpbin.yaml"
+TIMEOUT = aiohttp.ClientWSTimeout(ws_receive=20)
 HOST = "httpbin.example.com"
 
 
@@ -63,6 +66,7 @@ def test_ingress(mesh: Shell) -> None:
         )
 
 
+@pytest.mark.covers("Gateway.servers.tls.mode", "Gateway.servers.tls.credentialName")
 def test_secure_ingress(mesh: Shell, tmp_path: Path) -> None:
     secrets = "httpbin-credential httpbin-mutual-credential httpbin-mutual-credential-cacert"
     authority, others = make_authority(), make_authority("others")
@@ -215,3 +219,25 @@ def test_kubernetes_ingress(mesh: Shell) -> None:
             wait_for("404", lambda: gateway.status("http", host, "/status/200"), 30, "404".__eq__)
         finally:
             mesh("kubectl delete ingressclass istio --ignore-not-found", check=False)
+
+
+def test_websockets(mesh: Shell) -> None:
+    host = "ws.example.com"
+    route = (ROOT / "samples/websockets/route.yaml").read_text().replace('"*"', host)
+    gateway = Gateway(mesh)
+
+    async def talk() -> list[str]:
+        url = f"ws://{gateway.host}:{gateway.port(80)}/ws"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, headers={"Host": host}, timeout=TIMEOUT) as connection,
+        ):
+            await connection.send_str("ahoy")
+            return [await connection.receive_str() for _ in range(3)]
+
+    with task(mesh, "websockets") as own:
+        own.apply("samples/websockets/app.yaml", route)
+        own.ready()
+        wait_for("the page", lambda: gateway.status("http", host, "/"), 30, "200".__eq__)
+        # It counts, and sends back what it is told, in whatever order.
+        assert sorted(asyncio.run(talk())) == ["0", "1", "ahoy"]

@@ -176,3 +176,16 @@ def test_helloworld_health_and_websockets() -> None:
     port = free_port()
     with running("programs.websockets", str(port), port=port):
         assert "<script>" in run_curl("-s", f"http://127.0.0.1:{port}/").stdout
+
+
+def test_grpc_echo() -> None:
+    port = free_port()
+    with running("programs.grpc_echo", "server", str(port), port=port, SERVICE_VERSION="v2"):
+        line = ["call", f"127.0.0.1:{port}", "ahoy", "--count", "2", "--metadata", "x-who=me"]
+        done = run_process("grpc_echo", *line)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("ServiceVersion=v2") == 2
+        assert done.stdout.count("Metadata=x-who:me") == 2
+        assert done.stdout.endswith("Echo=ahoy\n")
+        failed = run_process("grpc_echo", "call", f"127.0.0.1:{port}", "fail")
+        assert (failed.returncode, failed.stderr) == (1, "UNAVAILABLE: asked to fail\n")
