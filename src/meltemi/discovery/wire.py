@@ -82,7 +82,9 @@ class Entries:
     body, so an entry can be reused without looking at the body again.
     """
 
-    def __init__(self, limit_bytes: int = 256 * 1024 * 1024) -> None:
+    # Enough for one push to all streams of a large mesh; what is made anew costs a copy of its bytes. More would only hold
+    # what proxies had before.
+    def __init__(self, limit_bytes: int = 16 * 1024 * 1024) -> None:
         self._limit = limit_bytes
         self._size = 0
         self._made: OrderedDict[tuple[bool, str, str, str], bytes] = OrderedDict()
