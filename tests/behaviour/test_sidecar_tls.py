@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from meltemi.testing.client import TlsOptions
 from meltemi.testing.mesh import Mesh, WrongConfiguration
 from meltemi.testing.response import NoAnswer, Response
-from pki import Authority, make_authority, revocations
+from pki import Authority, make_authority
 
 pytestmark = pytest.mark.envoy
 
@@ -119,7 +119,7 @@ def test_mutual(shop: Mesh, files: Path, authority: Authority) -> None:
 @pytest.mark.covers("Sidecar.ingress.tls.caCrl")
 def test_revoked_clients(shop: Mesh, files: Path, authority: Authority) -> None:
     revoked, valid = authority.issue("a.example.com"), authority.issue("b.example.com")
-    (files / "ca.crl").write_text(revocations(authority, revoked[0]))
+    (files / "ca.crl").write_bytes(authority.revoke(revoked[0]))
     serve(shop, mutual(files, f", caCrl: {files}/ca.crl"))
     assert ask(shop, TlsOptions(cert=(valid[0].decode(), valid[1].decode())))
     assert not ask(shop, TlsOptions(cert=(revoked[0].decode(), revoked[1].decode())))
@@ -202,6 +202,25 @@ def test_cipher_suites(shop: Mesh, files: Path) -> None:
     ):
         options = TlsOptions(maximum=ssl.TLSVersion.TLSv1_2, ciphers=suite)
         assert (ask(shop, options) is not None) is taken
+
+
+@pytest.mark.covers("Sidecar.ingress.tls.ecdhCurves")
+def test_curves(shop: Mesh, files: Path) -> None:
+    serve(shop, simple(files, ", ecdhCurves: [P-384]"))
+    assert ask(shop, TlsOptions(curve="secp384r1"))
+    assert not ask(shop, TlsOptions(curve="prime256v1"))
+
+
+@pytest.mark.covers("Sidecar.ingress.tls.alpnProtocols")
+def test_alpn_protocols(shop: Mesh, files: Path) -> None:
+    serve(shop, simple(files, ", alpnProtocols: [http/1.1]"))
+    answer = ask(shop, TlsOptions(alpn=("h2", "http/1.1")))
+    assert answer is not None
+    assert answer.http_version == "1.1"
+    serve(shop, simple(files, ", alpnProtocols: [h2]"))
+    answer = ask(shop, TlsOptions(alpn=("h2", "http/1.1")))
+    assert answer is not None
+    assert answer.http_version == "2"
 
 
 @pytest.mark.parametrize(
