@@ -27,7 +27,7 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
 
 test: setup ## every test that belongs to a change, under ten minutes
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: setup ## what takes minutes: rotation and configuration churn under load, the plugin in a new environment
 	@$(BIN)/pytest -m slow
