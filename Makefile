@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy lint docs fmt bench bench-start bench-certificates bench-compile bench-policies bench-testing lock clean
+.PHONY: help setup demo test test-fast test-policy test-routing lint docs fmt bench bench-start bench-certificates bench-compile bench-policies bench-testing lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-slow: setup ## what takes minutes: rotation and configuration churn under l
 
 test-policy: setup ## thousands of random policies and requests, Envoy against a model (some minutes)
 	@POLICY_EXAMPLES=400 $(BIN)/pytest tests/policy/test_model.py --timeout 3600
+
+test-routing: setup ## thousands of random rules and objects on real Envoys, against a model (some minutes)
+	@ROUTING_EXAMPLES=1000 $(BIN)/pytest tests/behaviour/test_properties_routing.py tests/behaviour/test_properties_accepted.py --timeout 36000
 
 test-fast: setup ## the pure tests only, seconds
 	@$(BIN)/pytest -m "not envoy and not cluster and not slow"

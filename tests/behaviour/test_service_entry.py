@@ -33,6 +33,12 @@ def test_a_wildcard_host_stands_for_all_below_it(shop: Mesh, caller: Client) -> 
     assert caller.get("http://films.example/").status == 502
 
 
+def test_a_wildcard_in_the_clusters_domain_is_not_every_host(shop: Mesh, caller: Client) -> None:
+    shop.apply(entry("all", f"hosts: ['*.default.svc.cluster.local'], {HTTP}"), mesh_config=CLOSED)
+    assert caller.get("http://new.default.svc.cluster.local/").status != 502
+    assert caller.get("http://films.example/").status == 502
+
+
 @pytest.mark.covers("ServiceEntry.addresses")
 def test_tcp_is_known_by_its_address(shop: Mesh, caller: Client) -> None:
     shop.apply(

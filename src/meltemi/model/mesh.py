@@ -176,6 +176,11 @@ class ProxyHeaders(Spec, frozen=True):
     x_forwarded_port: EnabledHeader | None = None
 
 
+# HTTP/2's own bounds (RFC 9113, 6.5.2), which the proxy insists on.
+_Streams = Annotated[int, Meta(ge=1, le=2147483647)]
+_Window = Annotated[int, Meta(ge=65535, le=2147483647)]
+
+
 class ConnectionSettings(Spec, frozen=True):
     """Buffers, timeouts and limits of the connections that a proxy accepts.
 
@@ -194,9 +199,9 @@ class ConnectionSettings(Spec, frozen=True):
     http_request_timeout: Duration | None = None
     http_request_headers_timeout: Duration | None = None
     http_drain_timeout: Duration | None = None
-    http_max_concurrent_streams: UInt32 | None = None
-    http2_initial_stream_window_size: UInt32 | None = None
-    http2_initial_connection_window_size: UInt32 | None = None
+    http_max_concurrent_streams: _Streams | None = None
+    http2_initial_stream_window_size: _Window | None = None
+    http2_initial_connection_window_size: _Window | None = None
     http_headers_with_underscores_action: Literal[
         "HEADERS_WITH_UNDERSCORES_UNSPECIFIED",
         "HEADERS_WITH_UNDERSCORES_ALLOW",

@@ -320,6 +320,7 @@ class Rig:
                 return
             await self._end(known)
         self._marks.pop(proxy.id, None)
+        self.standins.leave(self._places[proxy.id].address)
         made = await start_proxy(
             proxy,
             self._places[proxy.id],

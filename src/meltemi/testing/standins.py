@@ -157,6 +157,11 @@ class Standins:
                 found[1].close()
             found[0].close()
 
+    def leave(self, address: str) -> None:
+        """Refuse connections to any port of an address: a proxy takes its place."""
+        for where in [known for known in self._servers if known[0] == address]:
+            self.close_at(*where)
+
     def close(self) -> None:
         """Stop answering."""
         for where in list(self._servers):

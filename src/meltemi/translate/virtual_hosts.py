@@ -65,7 +65,8 @@ def _names_of(build: Build, service: Service) -> tuple[str, ...]:
     if host.endswith(suffix):
         short = host.removesuffix(suffix)  # name.namespace
         name, _, namespace = short.partition(".")
-        if namespace == build.proxy.namespace:
+        if namespace == build.proxy.namespace and name != "*":
+            # The short form of a wildcard would be every host there is.
             found[name] = None
         found[short] = None
         found[f"{short}.svc"] = None
@@ -165,7 +166,7 @@ def _ruled_hosts(build: Build, listen_port: int) -> list[VirtualHost]:
             short = resolve_short_name(
                 host.split(".")[0], build.proxy.namespace, build.proxy.dns_domain
             )
-            if host == short:
+            if host == short and not host.startswith("*"):
                 domains.append(host.split(".")[0])
             if host.endswith(suffix):
                 domains += [
