@@ -27,7 +27,10 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
 
 test: setup ## every test that belongs to a change, under ten minutes
-	@$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+	@$(BIN)/pytest -m "cluster and not slow" > .cluster-tests.log 2>&1 & clusters=$$!; \
+	  echo "tests of whole clusters run meanwhile; their output is in .cluster-tests.log, and follows here"; \
+	  $(BIN)/pytest -m "not cluster and not slow"; rest=$$?; \
+	  wait $$clusters; clusters=$$?; cat .cluster-tests.log; exit $$((rest | clusters))
 
 test-slow: setup ## what takes minutes: rotation and configuration churn under load, the plugin in a new environment
 	@$(BIN)/pytest -m slow
@@ -76,4 +79,4 @@ lock: setup ## resolve requirements/*.lock anew
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra kubectl --group dev requirements/build.in -o requirements/dev.lock
 
 clean: ## remove what the verbs above made in this folder
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .cluster-tests.log .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,17 +12,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/**/*.out.*")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of whole clusters share one of pytest-xdist's workers, as they share a cluster, and begin first.
-
-    They mostly wait; the other worker has all the rest meanwhile.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 class Golden:
     """Compares text with a file, or writes it."""
 
