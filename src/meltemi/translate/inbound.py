@@ -18,7 +18,7 @@ from meltemi.model.names import (
 )
 from meltemi.model.service import Protocol
 from meltemi.translate.build import Build
-from meltemi.translate.credentials import known_ciphers, known_curves
+from meltemi.translate.credentials import known_ciphers
 from meltemi.translate.http_match import MATCH_ALL
 from meltemi.translate.inbound_clusters import inbound_service_cluster, inbound_tuning
 from meltemi.translate.inbound_ports import InboundPort, inbound_ports
@@ -57,7 +57,6 @@ def _tls(build: Build, *, http: bool) -> DownstreamTls:
         else "TLSV1_2",
         max_version="TLSV1_3",
         cipher_suites=known_ciphers(defaults.cipher_suites if defaults is not None else ()),
-        ecdh_curves=known_curves(defaults.ecdh_curves if defaults is not None else ()),
     )
 
 
