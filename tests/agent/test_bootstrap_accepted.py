@@ -40,8 +40,12 @@ PROBES = {
                 "PROXY_CONFIG": json.dumps(
                     {
                         "discoveryAddress": "10.0.0.1:15010",
-                        "proxyStatsMatcher": {"inclusionRegexps": [".*retry.*"]},
+                        "proxyStatsMatcher": {
+                            "inclusionSuffixes": ["x"],
+                            "inclusionRegexps": [".*retry.*"],
+                        },
                         "runtimeValues": {"a.b": "true"},
+                        "connectionSettings": {"globalDownstreamConnectionLimit": 55},
                     }
                 )
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -96,6 +97,9 @@ def test_a_plaintext_istiod_is_used_without_tls() -> None:
 POLICY_TAGS = {"authz_enforce_result", "authz_dry_run_action", "authz_dry_run_result"}
 
 
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.proxyStatsMatcher.inclusionPrefixes",
+)
 def test_statistics_are_few_unless_asked_for() -> None:
     """Istio's inclusion list; proxyStatsMatcher and annotations widen it and turn tags on."""
     plain = bootstrap()["stats_config"]
@@ -110,6 +114,51 @@ def test_statistics_are_few_unless_asked_for() -> None:
     assert {"prefix": "cluster.outbound"} in patterns
     assert {"safe_regex": {"regex": ".*retry.*"}} in patterns
     assert {tag["tag_name"] for tag in wide["stats_tags"]} > POLICY_TAGS
+
+
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.serviceCluster",
+    "MeshConfig.defaultConfig.proxyAdminPort",
+    "MeshConfig.defaultConfig.discoveryAddress",
+    "MeshConfig.defaultConfig.controlPlaneAuthPolicy",
+    "MeshConfig.defaultConfig.runtimeValues",
+    "MeshConfig.defaultConfig.connectionSettings.globalDownstreamConnectionLimit",
+)
+def test_the_start_configuration_follows_the_proxy_config() -> None:
+    config = {
+        "serviceCluster": "shop",
+        "proxyAdminPort": 15055,
+        "discoveryAddress": "istiod.example:15012",
+        "controlPlaneAuthPolicy": "NONE",
+        "runtimeValues": {"envoy.reloadable_features.x": "true"},
+        "connectionSettings": {"globalDownstreamConnectionLimit": 55},
+    }
+    built = bootstrap({"PROXY_CONFIG": json.dumps(config)})
+    assert built["node"]["cluster"] == "shop"
+    assert built["admin"]["address"]["socket_address"]["port_value"] == 15055
+    xds = cluster(built, "xds-grpc")
+    assert "transport_socket" not in xds and "istiod.example" in json.dumps(xds)
+    (values, _) = built["layered_runtime"]["layers"]
+    assert values["static_layer"]["envoy.reloadable_features.x"] == "true"
+    (monitor,) = built["overload_manager"]["resource_monitors"]
+    assert monitor["typed_config"]["max_active_downstream_connections"] == 55
+
+
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.drainDuration",
+    "MeshConfig.defaultConfig.fileFlushInterval",
+    "MeshConfig.defaultConfig.fileFlushMinSizeKb",
+)
+def test_envoys_flags_follow_the_proxy_config() -> None:
+    config = {"drainDuration": "20s", "fileFlushInterval": "0.5s", "fileFlushMinSizeKb": 16}
+    settings, problems = parse_settings({"PROXY_CONFIG": json.dumps(config)})
+    assert not problems
+    found = build_arguments(settings, "x.json")
+    flags = dict(pairwise(found))
+    assert flags["--drain-time-s"] == "20"
+    assert flags["--file-flush-interval-msec"] == "500"
+    assert flags["--file-flush-min-size-kb"] == "16"
+    assert "--file-flush-min-size-kb" not in build_arguments(parse_settings({})[0], "x.json")
 
 
 def test_environment_of_envoy_names_the_pod() -> None:
@@ -129,6 +178,9 @@ def test_environment_of_envoy_names_the_pod() -> None:
         ({"concurrency": 1}, {"ISTIO_CPU_LIMIT": "4"}, ["--concurrency", "1"]),
         ({"concurrency": 0}, {}, []),
     ],
+)
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.concurrency",
 )
 def test_concurrency(
     config: dict[str, Any], environment: dict[str, str], expected: list[str]

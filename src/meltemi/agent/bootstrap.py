@@ -183,6 +183,8 @@ def build_arguments(settings: ProxySettings, bootstrap_file: str, override: str 
         arguments += ["--component-log-level", settings.component_log_level]
     if settings.concurrency:
         arguments += ["--concurrency", str(settings.concurrency)]
+    if settings.config.file_flush_min_size_kb:
+        arguments += ["--file-flush-min-size-kb", str(settings.config.file_flush_min_size_kb)]
     if override:
         arguments += ["--config-yaml", override]
     return arguments
@@ -227,7 +229,8 @@ def _overload(settings: ProxySettings) -> dict[str, Any]:
             "typed_config": {
                 "@type": TYPE
                 + "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                "max_active_downstream_connections": 2147483647,
+                "max_active_downstream_connections": settings.config.downstream_connections
+                or 2147483647,
             },
         }
     ]

@@ -42,12 +42,13 @@ class ProxyConfig:
     interception_mode: str = "REDIRECT"
     proxy_metadata: Mapping[str, str] = field(default_factory=dict)
     runtime_values: Mapping[str, str] = field(default_factory=dict)
-    extra_stat_tags: tuple[str, ...] = ()
     stats_prefixes: tuple[str, ...] = ()
     stats_suffixes: tuple[str, ...] = ()
     stats_regexps: tuple[str, ...] = ()
     mesh_id: str = ""
     file_flush_interval_s: float = 1.0
+    file_flush_min_size_kb: int = 0  # 0: Envoy's own
+    downstream_connections: int = 0  # 0: as many as come
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -232,6 +233,7 @@ def parse_proxy_config(value: Any) -> tuple[ProxyConfig, list[str]]:
     read = _Reader(value, "ProxyConfig", problems)
     default = ProxyConfig()
     matcher = _Reader(read.mapping("proxyStatsMatcher"), "proxyStatsMatcher", problems)
+    connections = _Reader(read.mapping("connectionSettings"), "connectionSettings", problems)
     concurrency = read.number("concurrency", -1)
     config = ProxyConfig(
         discovery_address=read.text("discoveryAddress", default.discovery_address),
@@ -248,12 +250,13 @@ def parse_proxy_config(value: Any) -> tuple[ProxyConfig, list[str]]:
         interception_mode=read.text("interceptionMode", default.interception_mode),
         proxy_metadata={k: str(v) for k, v in read.mapping("proxyMetadata").items()},
         runtime_values={k: str(v) for k, v in read.mapping("runtimeValues").items()},
-        extra_stat_tags=read.strings("extraStatTags"),
         stats_prefixes=matcher.strings("inclusionPrefixes"),
         stats_suffixes=matcher.strings("inclusionSuffixes"),
         stats_regexps=matcher.strings("inclusionRegexps"),
         mesh_id=read.text("meshId"),
         file_flush_interval_s=read.seconds("fileFlushInterval", default.file_flush_interval_s),
+        file_flush_min_size_kb=read.number("fileFlushMinSizeKb", 0),
+        downstream_connections=connections.number("globalDownstreamConnectionLimit", 0),
         raw=dict(value),
     )
     return config, problems
