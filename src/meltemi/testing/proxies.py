@@ -247,6 +247,8 @@ async def start_proxy(
         *("--drain-strategy", "immediate"),
         *("-l", os.environ.get("MELTEMI_TESTING_ENVOY_LOG", "warning")),
         "--disable-hot-restart",
+        # A test that reads a log does not wait for Envoy's ten seconds.
+        *("--file-flush-interval-msec", "100"),
     ]
     environment: Mapping[str, str] = {**os.environ, **build_environment(settings)}
     with (folder / "envoy.log").open("wb") as log:
