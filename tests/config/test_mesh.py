@@ -15,6 +15,7 @@ from meltemi.config.mesh import (
     parse_proxy_config,
 )
 from meltemi.model.mesh import ProxyConfig
+from meltemi.model.origin import Level
 
 
 def test_defaults_hold_where_nothing_is_said() -> None:
@@ -51,12 +52,45 @@ def test_a_wrong_mesh_falls_back_and_says_why() -> None:
         ("connectTimeout: soon", "connectTimeout"),
         ("a: [", ""),
         ("outboundTrafficPolicy: {mode: REGISTRY}", "outboundTrafficPolicy.mode"),
-        ("extensionProviders: [{name: x}]", "extensionProviders[3]"),
+        ("extensionProviders: [{name: x}]", "extensionProviders[0]"),
     ):
         mesh, findings = parse_mesh_config(text, "istio.mesh")
         assert mesh == DEFAULT_MESH_CONFIG
         assert findings[0].origin.path == path
         assert findings[0].origin.source == "istio.mesh"
+
+
+def test_what_this_mesh_does_not_do_is_said_at_its_place() -> None:
+    """The rest of the configuration holds; built-in providers move nothing and are not complained about."""
+    text = """
+ca: {address: ca.example}
+defaultConfig:
+  tracingServiceName: CANONICAL_NAME_ONLY
+  tracing: {lightstep: {address: a:1, accessToken: x}, sampling: 5}
+extensionProviders:
+- name: otel
+  opentelemetry: {service: otel.example, port: 4317}
+- name: steps
+  lightstep: {service: steps.example, port: 443, accessToken: x}
+"""
+    mesh, findings = parse_mesh_config(text, "istio.mesh")
+    assert mesh.ca is not None
+    assert {(f.origin.path, f.code, f.level) for f in findings} == {
+        (path, "MLT0011", Level.WARNING)
+        for path in (
+            "ca",
+            "defaultConfig.tracingServiceName",
+            "defaultConfig.tracing.lightstep",
+            "extensionProviders[1].lightstep",
+        )
+    }
+    assert all(finding.remedy for finding in findings)
+
+
+def test_a_json_log_needs_a_json_format() -> None:
+    text = "accessLogEncoding: JSON\naccessLogFormat: '%PROTOCOL%'"
+    _, (finding,) = parse_mesh_config(text)
+    assert (finding.origin.path, finding.level) == ("accessLogFormat", Level.WARNING)
 
 
 def test_proxy_config_overlays_field_by_field() -> None:

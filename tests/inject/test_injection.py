@@ -271,6 +271,9 @@ def test_an_unresolvable_probe_port_refuses_the_pod() -> None:
     assert "container reviews, livenessProbe: port 'web'" in run(pod).error
 
 
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.holdApplicationUntilProxyStarts",
+)
 def test_hold_application_puts_the_proxy_first() -> None:
     """With ``holdApplicationUntilProxyStarts`` the proxy starts first and its hook waits."""
     mesh = MeshConfig(default_config=ProxyConfig(hold_application_until_proxy_starts=True))

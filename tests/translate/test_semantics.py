@@ -294,3 +294,20 @@ spec: {egress: [{hosts: ["./*"]}]}
     world = _world(rules)
     assert simulate(world, "guest.other", "web.shop", port=80).outcome == "PassthroughCluster"
     assert destinations(simulate(world, "client.shop", "web", port=80)) == {"web": 100}
+
+
+@pytest.mark.covers("MeshConfig.proxyListenPort", "MeshConfig.proxyInboundListenPort")
+def test_the_ports_that_captured_traffic_comes_to() -> None:
+    world = _world("", "proxyListenPort: 15101\nproxyInboundListenPort: 15106")
+    ports = {entry.name: entry.port for entry in world.ir("client.shop").listeners}
+    assert (ports["virtualOutbound"], ports["virtualInbound"]) == (15101, 15106)
+
+
+@pytest.mark.covers("MeshConfig.disableEnvoyListenerLog")
+def test_logs_of_connections_that_no_chain_takes_may_be_off() -> None:
+    def logged(mesh: str) -> bool:
+        listeners = _world("", "accessLogFile: /dev/stdout\n" + mesh).ir("client.shop").listeners
+        return any(entry.access_logs for entry in listeners)
+
+    assert logged("")
+    assert not logged("disableEnvoyListenerLog: true")

@@ -155,6 +155,185 @@ _LIMITS = (
             *("route.name", "route.action"),
         )
     ),
+    _no(
+        "EnvoyFilter.configPatches.applyTo=BOOTSTRAP",
+        "is not applied: a proxy's start configuration is made where it runs",
+        "put the configuration into a ConfigMap that the annotation sidecar.istio.io/bootstrapOverride names",
+    ),
+    *(
+        _no(f"MeshConfig.{name}", text, remedy)
+        for name, text, remedy in (
+            ("proxyHttpPort", "has no effect: proxies open no port for HTTP proxying", "remove it"),
+            ("hboneIdleTimeout", "has no effect: this mesh has no HBONE tunnels", "remove it"),
+            (
+                "enableEnvoyAccessLogService",
+                "has no effect",
+                "add an envoyHttpAls extension provider, and a Telemetry that names it",
+            ),
+            (
+                "configSources",
+                "has no effect: istiod reads its own API server, or one folder of files",
+                "name the folder in istiod's flag --configDir",
+            ),
+            (
+                "inboundClusterStatName",
+                "has no effect: statistics have the names of clusters",
+                "relabel the metrics where they are collected",
+            ),
+            (
+                "outboundClusterStatName",
+                "has no effect: statistics have the names of clusters",
+                "relabel the metrics where they are collected",
+            ),
+            (
+                "certificates",
+                "has no effect: istiod makes certificates for proxies and for itself only",
+                "let another issuer fill the Secret",
+            ),
+            (
+                "serviceSettings",
+                "has no effect: a service of several clusters is served from all of them",
+                "give the service another name in the clusters that shall not share it",
+            ),
+            (
+                "serviceScopeConfigs",
+                "has no effect: it is for ambient mode, which this mesh does not have",
+                "remove it",
+            ),
+            (
+                "serviceEntryVisibility",
+                "has no effect",
+                "write exportTo in the ServiceEntries, or set defaultServiceExportTo",
+            ),
+            (
+                "ca",
+                "has no effect",
+                "name the authority in istiod's environment variable MESH_EXTERNAL_CA_ADDR",
+            ),
+            (
+                "caCertificates.spiffeBundleUrl",
+                "has no effect: nothing is fetched from there",
+                "put the root into pem",
+            ),
+        )
+    ),
+    _no(
+        "MeshConfig.meshMTLS.ecdhCurves",
+        "has no effect, as in Istio: proxies use Envoy's curves among themselves",
+        "use tlsDefaults.ecdhCurves for other TLS",
+    ),
+    _other(
+        "MeshConfig.caCertificates.pem",
+        "is used as the root of what the Kubernetes signers in certSigners issue, and not otherwise",
+        "add roots to the Secret cacerts to have all proxies trust them",
+    ),
+    _other(
+        "MeshConfig.defaultConfig.extraStatTags",
+        "has no effect: tags that a Telemetry gives to metrics are kept without it",
+        "remove it",
+    ),
+    _other(
+        "MeshConfig.verifyCertificateAtClient",
+        "has no effect: servers are always verified",
+        "set insecureSkipVerify in a DestinationRule to turn that off for one host",
+    ),
+    *(
+        _no(f"MeshConfig.defaultConfig.{name}", text, remedy)
+        for name, text, remedy in (
+            (
+                "tracingServiceName",
+                "has no effect: traces name a workload's first Service and its namespace",
+                "remove it",
+            ),
+            (
+                "statNameLength",
+                "has no effect: Envoy no longer limits the names of statistics",
+                "remove it",
+            ),
+            (
+                "proxyBootstrapTemplatePath",
+                "has no effect: the start configuration is not made from a template",
+                "use the annotation sidecar.istio.io/bootstrapOverride",
+            ),
+            ("zipkinAddress", "has no effect", "use tracing.zipkin.address"),
+            (
+                "envoyAccessLogService",
+                "has no effect",
+                "add an envoyHttpAls extension provider, and a Telemetry that names it",
+            ),
+            *(
+                (name, "has no effect", "have the proxies' metrics collected by Prometheus")
+                for name in ("envoyMetricsService", "envoyMetricsServiceAddress")
+            ),
+            (
+                "readinessProbe",
+                "has no effect: it is for machines, whose services are not probed",
+                "write the probe into the pod",
+            ),
+            (
+                "caCertificatesPem",
+                "has no effect: proxies trust the roots that istiod gives them",
+                "add roots to the Secret cacerts",
+            ),
+            (
+                "privateKeyProvider",
+                "has no effect: the stock Envoy has no provider of private keys",
+                "remove it",
+            ),
+            (
+                "statsCompression",
+                "has no effect: statistics are passed on as Envoy writes them",
+                "remove it",
+            ),
+            (
+                "proxyHeaders.metadataExchangeHeaders",
+                "has no effect: peers are told apart by their certificates, not by headers",
+                "remove it",
+            ),
+            *(
+                (
+                    f"tracing.{name}",
+                    "has no effect: the stock Envoy has no such tracer",
+                    "use an opentelemetry extension provider",
+                )
+                for name in ("lightstep", "stackdriver", "openCensusAgent")
+            ),
+            *(
+                (
+                    f"tracing.{name}",
+                    "has no effect",
+                    "use an extension provider, and a DestinationRule for its host",
+                )
+                for name in ("tlsSettings", "zipkin.accessToken", "datadog.accessToken")
+            ),
+        )
+    ),
+    *(
+        _no(
+            f"MeshConfig.extensionProviders.{name}",
+            "is not used: the stock Envoy has no such tracer",
+            "use an opentelemetry provider",
+        )
+        for name in ("lightstep", "stackdriver", "opencensus")
+    ),
+    _no(
+        "MeshConfig.extensionProviders.sds",
+        "is not used: gateways take certificates from Secrets and files",
+        "put the certificate into a Secret",
+    ),
+    _other(
+        "MeshConfig.extensionProviders.zipkin.enable64bitTraceId",
+        "has no effect: trace ids always have 128 bits",
+        "remove it",
+    ),
+    *(
+        _no(f"MeshConfig.extensionProviders.opentelemetry.{name}", "has no effect", remedy)
+        for name, remedy in (
+            ("resourceDetectors", "add customTags in a Telemetry"),
+            ("dynatraceSampler", "set randomSamplingPercentage in a Telemetry"),
+            ("serviceAttributeEnrichment", "add customTags in a Telemetry"),
+        )
+    ),
 )
 
 LIMITS: Mapping[str, Limit] = {limit.field: limit for limit in _LIMITS}

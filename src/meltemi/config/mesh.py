@@ -7,6 +7,7 @@ the findings, so that a running mesh keeps its last good configuration by ignori
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -40,6 +41,9 @@ def parse_mesh_config(text: str, source: str = "") -> tuple[MeshConfig, list[Fin
     given, mesh, report = _read(text, "MeshConfig", MeshConfig, source)
     if mesh is None:
         return DEFAULT_MESH_CONFIG, report.findings
+    _check(mesh, report)  # before the built-in providers come in: places are those of the text
+    if report.fatal:
+        return DEFAULT_MESH_CONFIG, report.findings
     changes: dict[str, Any] = {}
     if mesh.outbound_traffic_policy.mode is None:
         changes["outbound_traffic_policy"] = msgspec.structs.replace(
@@ -49,14 +53,14 @@ def parse_mesh_config(text: str, source: str = "") -> tuple[MeshConfig, list[Fin
         providers = {p.name: p for p in DEFAULT_MESH_CONFIG.extension_providers}
         providers |= {p.name: p for p in mesh.extension_providers}
         changes["extension_providers"] = tuple(providers.values())
-    mesh = msgspec.structs.replace(mesh, **changes)
-    _check(mesh, report)
-    return (DEFAULT_MESH_CONFIG if report.fatal else mesh), report.findings
+    return msgspec.structs.replace(mesh, **changes), report.findings
 
 
 def _check(mesh: MeshConfig, report: Report) -> None:
     report_limits("MeshConfig", mesh, "", report)
     checks.duration(mesh.connect_timeout, "connectTimeout", report)
+    if mesh.access_log_encoding == "JSON" and mesh.access_log_format:
+        _json_format(mesh.access_log_format, report)
     if not checks.is_dns_name(mesh.trust_domain):
         report.error("trustDomain", "is not a domain name", 'as in "cluster.local"')
     for name in ("proxy_listen_port", "proxy_inbound_listen_port"):
@@ -78,6 +82,16 @@ def _check(mesh: MeshConfig, report: Report) -> None:
         if all(getattr(provider, name) is None for name in type(provider).ONE_OF[0]):
             where = f"extensionProviders[{index}]"
             report.error(where, "names no provider", f"set one of {', '.join(kinds)}")
+
+
+def _json_format(text: str, report: Report) -> None:
+    try:
+        usable = isinstance(json.loads(text), dict)
+    except ValueError:
+        usable = False
+    if not usable:
+        remedy = "write an object of JSON, or set accessLogEncoding: TEXT"
+        report.warn("accessLogFormat", "is no JSON object, so Istio's own is logged", remedy)
 
 
 def parse_proxy_config(

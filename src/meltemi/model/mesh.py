@@ -136,6 +136,12 @@ class DisabledHeader(Spec, frozen=True):
     """A header that can be turned off."""
 
     disabled: bool | None = None
+
+
+class ServerHeader(Spec, frozen=True):
+    """The header ``server``: turned off, or with a value of one's own."""
+
+    disabled: bool | None = None
     value: str = ""
 
 
@@ -167,7 +173,7 @@ class ProxyHeaders(Spec, frozen=True):
     forwarded_client_cert: ForwardClientCert = "UNDEFINED"
     set_current_client_cert_details: SetCurrentClientCertDetails | None = None
     request_id: DisabledHeader | None = None
-    server: DisabledHeader | None = None
+    server: ServerHeader | None = None
     attempt_count: DisabledHeader | None = None
     envoy_debug_headers: DisabledHeader | None = None
     metadata_exchange_headers: MetadataExchangeHeaders | None = None

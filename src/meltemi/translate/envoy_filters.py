@@ -24,7 +24,7 @@ from meltemi.model.frozen import thaw
 from meltemi.translate.build import Build
 from meltemi.translate.gateway_servers import bound_servers
 
-_NOT_HERE = ("INVALID", "BOOTSTRAP")  # BOOTSTRAP patches have ``bootstrap_patches``
+_NOT_HERE = ("INVALID", "BOOTSTRAP")  # BOOTSTRAP: see config.limits
 _NO_PORT = (-1,)
 
 
