@@ -29,11 +29,12 @@ from meltemi.adapters.secret_access import SecretAccess
 from meltemi.ca import authority
 from meltemi.discovery.protocol import Mode, Rejected, Snapshot
 from meltemi.kit.clock import SystemClock
-from meltemi.model.names import CDS_TYPE, DEBUG_TYPE, SDS_TYPE
+from meltemi.model.names import CDS_TYPE, DEBUG_TYPE, SDS_FILE_ROOT, SDS_TYPE
 from meltemi.model.resource import Resource, resource_of
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 CLOCK = SystemClock()
+FILE = f"{SDS_FILE_ROOT}/etc/world/ca.crt"
 TRUST = "cluster.local"
 KEY = ec.generate_private_key(ec.SECP256R1())
 ROOT = authority.self_signed(KEY, CLOCK.now(), 1, TRUST)
@@ -49,7 +50,8 @@ class Fixed:
     """A source with one snapshot for all."""
 
     def __init__(self) -> None:
-        self.snapshot = Snapshot("1", {CDS_TYPE: one("a", "1"), SDS_TYPE: one("s", "secret")})
+        secrets = one("s", "secret") | one(FILE, "paths")
+        self.snapshot = Snapshot("1", {CDS_TYPE: one("a", "1"), SDS_TYPE: secrets})
         self.gone: list[str] = []
         self.refusals: list[Rejected] = []
 
@@ -209,6 +211,14 @@ async def test_secrets_only_for_verified_callers(mesh: Mesh) -> None:
         await client.ask(SDS_TYPE, "s")
         seen.append([entry.value for entry in (await client.answer()).resources])
     assert seen == [[], [], [b"secret"]]
+
+
+async def test_names_of_files_are_for_every_proxy(mesh: Mesh) -> None:
+    """A sidecar that originates TLS with a mounted file asks for it as for a Secret; there is nothing to keep."""
+    for port, token in (("plain", ""), ("tls", "good")):
+        client = XdsClient(mesh.channel(port), Mode.SOTW, node_of(), token)
+        await client.ask(SDS_TYPE, "s", FILE)
+        assert [entry.value for entry in (await client.answer()).resources] == [b"paths"]
 
 
 @pytest.mark.parametrize(

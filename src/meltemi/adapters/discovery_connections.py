@@ -10,7 +10,7 @@ from typing import Any
 from meltemi.ca.identity import Identity
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.discovery.stream import Stream
-from meltemi.model.names import NDS_TYPE, SDS_TYPE
+from meltemi.model.names import NDS_TYPE, SDS_FILE_CERT, SDS_FILE_ROOT, SDS_TYPE
 from meltemi.model.proxy import Proxy
 
 WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand streams
@@ -69,10 +69,16 @@ class Connection:
         self.pending = later if self.pending is None else self.pending.merge(later)
 
     def visible(self, snapshot: Snapshot) -> Snapshot:
-        """Secrets are for callers that have proven that they may read them."""
-        if self.secrets or not snapshot.types.get(SDS_TYPE):
+        """Secrets are for callers that have proven that they may read them; names of their own files are for all."""
+        secrets = snapshot.types.get(SDS_TYPE)
+        if self.secrets or not secrets:
             return snapshot
-        return Snapshot(snapshot.version, {**snapshot.types, SDS_TYPE: {}})
+        files = {
+            name: resource
+            for name, resource in secrets.items()
+            if name.startswith((SDS_FILE_ROOT, SDS_FILE_CERT))
+        }
+        return Snapshot(snapshot.version, {**snapshot.types, SDS_TYPE: files})
 
 
 class Connections:

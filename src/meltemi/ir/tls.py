@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from meltemi.ir.value import value
+from meltemi.model.names import SDS_FILE_CERT, SDS_FILE_ROOT
 
 
 class SecretSource(enum.Enum):
@@ -35,8 +36,8 @@ class SecretRef:
         if self.source is not SecretSource.FILE:
             return self.name
         if self.ca:
-            return f"file-root:{self.ca}" + (f"~{self.crl}" if self.crl else "")
-        return f"file-cert:{self.certificate}~{self.key}"
+            return f"{SDS_FILE_ROOT}{self.ca}" + (f"~{self.crl}" if self.crl else "")
+        return f"{SDS_FILE_CERT}{self.certificate}~{self.key}"
 
 
 WORKLOAD_CERTIFICATE = SecretRef(SecretSource.WORKLOAD, "default")

@@ -32,6 +32,8 @@ SDS_DEFAULT_FILE = CERT_DIR + "/sds-default.json"
 SDS_ROOTCA_FILE = CERT_DIR + "/sds-rootca.json"
 SDS_DEFAULT = "default"
 SDS_ROOTCA = "ROOTCA"
+# Files of the proxy's own container, asked for by path: the mesh knows their names only. No Secret's name has a colon.
+SDS_FILE_ROOT, SDS_FILE_CERT = "file-root:", "file-cert:"
 
 # Namespace of the peer metadata in endpoints, clusters and dynamic metadata.
 MESH_METADATA = "mesh"
