@@ -67,7 +67,7 @@ class SpanRules:
     sampling: float | None = None
     off: bool = False
     by_request_id: bool = True
-    istio_tags: bool = True
+    istio_tags: bool | None = None  # None: as the proxy's own settings say
     tags: tuple[tuple[str, CustomTag], ...] = ()
     config: Config[Telemetry] | None = None
 
@@ -240,7 +240,7 @@ def _overlay(rules: SpanRules, entry: Tracing, config: Config[Telemetry]) -> Spa
         else entry.random_sampling_percentage,
         off=_pick(entry.disable_span_reporting, rules.off),
         by_request_id=_pick(entry.use_request_id_for_trace_sampling, rules.by_request_id),
-        istio_tags=_pick(entry.enable_istio_tags, rules.istio_tags),
+        istio_tags=rules.istio_tags if entry.enable_istio_tags is None else entry.enable_istio_tags,
         tags=tuple(sorted({**dict(rules.tags), **entry.custom_tags}.items())),
         config=config,
     )

@@ -76,9 +76,12 @@ def _sampling(build: Build, rules: SpanRules) -> float:
 
 def _tags(build: Build, rules: SpanRules) -> tuple[SpanTag, ...]:
     made: dict[str, SpanTag] = {}
-    if rules.istio_tags:
-        made = {name: SpanTag(name, "environment", env) for name, env in _ISTIO_TAGS}
     settings = build.settings.tracing
+    wanted = rules.istio_tags
+    if wanted is None and settings is not None:
+        wanted = settings.enable_istio_tags
+    if wanted is not False:
+        made = {name: SpanTag(name, "environment", env) for name, env in _ISTIO_TAGS}
     given: dict[str, MeshTag | CustomTag] = {}
     if settings is not None:
         given.update(settings.custom_tags)
