@@ -174,6 +174,33 @@ def test_default_traffic_policy_reaches_the_proxy(shop: Mesh) -> None:
     assert found["common_lb_config"]["healthy_panic_threshold"]["value"] == 22
 
 
+@pytest.mark.covers(
+    "MeshConfig.defaultTrafficPolicy.connectionPool.http.useClientProtocol",
+    "MeshConfig.defaultTrafficPolicy.outlierDetection.consecutiveErrors",
+    "MeshConfig.defaultTrafficPolicy.outlierDetection.failurePercentageThreshold",
+)
+def test_default_traffic_policy_in_other_words(shop: Mesh) -> None:
+    shop.apply(
+        mesh_config="defaultTrafficPolicy: {connectionPool: {http: {useClientProtocol: true}}, "
+        "outlierDetection: {consecutiveErrors: 6, failurePercentageThreshold: 44}}"
+    )
+    found = cluster_of(shop, REVIEWS)
+    assert "use_downstream_protocol_config" in http_of(found)
+    assert found["outlier_detection"]["consecutive_5xx"] == 6
+    assert found["outlier_detection"]["failure_percentage_threshold"] == 44
+
+
+@pytest.mark.covers(
+    "MeshConfig.outboundTrafficPolicy.egressProxy.host",
+    "MeshConfig.outboundTrafficPolicy.egressProxy.subset",
+    "MeshConfig.outboundTrafficPolicy.egressProxy.port.number",
+)
+def test_unknown_destinations_go_to_the_meshs_proxy(shop: Mesh, caller: Client) -> None:
+    proxy = "{host: reviews.default.svc.cluster.local, subset: v2, port: {number: 9080}}"
+    shop.apply(mesh_config=f"outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: {proxy}}}")
+    assert caller.get("http://films.example:9080/").workload == "reviews-v2"
+
+
 def test_endpoints_are_ejected_by_the_meshs_policy(shop: Mesh, caller: Client) -> None:
     """Without any DestinationRule about it; retries keep the failures from the client."""
     shop.apply(mesh_config=f"defaultTrafficPolicy:\n  {OUTLIER}")

@@ -18,6 +18,7 @@ from meltemi.inject import (
     parse_injection_config,
 )
 from meltemi.model.mesh import MeshConfig, ProxyConfig
+from meltemi.model.topology import ProxyImage
 
 ENABLED = {"istio-injection": "enabled"}
 MESH = MeshConfig()
@@ -269,6 +270,35 @@ def test_an_unresolvable_probe_port_refuses_the_pod() -> None:
     pod = make_pod()
     pod["spec"]["containers"][0]["livenessProbe"] = {"httpGet": {"port": "web"}}
     assert "container reviews, livenessProbe: port 'web'" in run(pod).error
+
+
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.statusPort",
+    "MeshConfig.defaultConfig.meshId",
+    "MeshConfig.defaultConfig.image.imageType",
+    "MeshConfig.defaultConfig.interceptionMode",
+    "MeshConfig.enablePrometheusMerge",
+)
+def test_the_meshs_own_settings_shape_the_pod() -> None:
+    """Ports, the mesh's name, the image's variant, no capture, metrics that are not merged."""
+    usual = injected(make_pod(annotations={"prometheus.io/scrape": "true"}))
+    assert usual["metadata"]["annotations"]["prometheus.io/port"] == "15020"
+    assert "initContainers" in usual["spec"]
+    mesh = MeshConfig(
+        enable_prometheus_merge=False,
+        default_config=ProxyConfig(
+            status_port=15055,
+            mesh_id="shop",
+            image=ProxyImage(image_type="debug"),
+            interception_mode="NONE",
+        ),
+    )
+    made = injected(make_pod(annotations={"prometheus.io/scrape": "true"}), mesh=mesh)
+    assert env_of(made)["ISTIO_META_MESH_ID"] == "shop"
+    assert json.loads(env_of(made)["PROXY_CONFIG"])["statusPort"] == 15055
+    assert proxy_of(made)["image"].endswith("-debug")
+    assert "initContainers" not in made["spec"]
+    assert "prometheus.io/port" not in made["metadata"]["annotations"]
 
 
 @pytest.mark.covers(
