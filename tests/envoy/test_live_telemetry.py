@@ -164,8 +164,6 @@ extensionProviders:
   zipkin: {service: collector.default.svc.cluster.local, port: 9411}
 - name: otel
   opentelemetry: {service: collector.default.svc.cluster.local, port: 9411, http: {path: /v1/traces, timeout: 5s, headers: [{name: x-key, value: k}]}}
-- name: old
-  lightstep: {service: collector.default.svc.cluster.local, port: 9411}
 - name: prometheus
   prometheus: {}
 """
@@ -251,7 +249,8 @@ def test_what_cannot_be_served_is_reported(backend: Backend) -> None:
       disabled: true
     - tagOverrides: {zone: {value: "upstream_peer.labels['zone'].value"}}
 """),
-        PROVIDERS,
+        PROVIDERS
+        + "- {name: old, lightstep: {service: collector.default.svc.cluster.local, port: 9411}}\n",
     )
     codes = [finding.code for finding in world.ir("client").findings]
     for code in ("MLT0203", "MLT0204", "MLT0205", "MLT0206"):
