@@ -90,6 +90,7 @@ async def test_callers_hear_of_it(kube: KubeApi) -> None:
             await create(address, "pod")
 
 
+@pytest.mark.covers("MeshConfig.caCertificates.certSigners")
 def test_roots_of_signers() -> None:
     """From caCertificates, by the signer's name."""
     mesh = MeshConfig(ca_certificates=(CertificateData(pem="ROOT", cert_signers=(SIGNER,)),))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import grpc
 import pytest
 from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import status_pb2
 
-from envoy_rig import Backend, free_port
+from envoy_rig import Backend, fetch, free_port
 from mesh_world import pod, service
 from policy.guard import PLAIN, Caller, Guard, policy
 
@@ -116,16 +117,79 @@ def test_a_grpc_authorizer_decides_about_http_and_tcp(guard: Guard, over_grpc: i
 @pytest.mark.covers(
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.statusOnError",
     "MeshConfig.extensionProviders.envoyExtAuthzHttp.failOpen",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.statusOnError",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.failOpen",
 )
-def test_without_an_answer_it_is_refused(guard: Guard) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "kind"), [("http", "envoyExtAuthzHttp"), ("grpc", "envoyExtAuthzGrpc")]
+)
+def test_without_an_answer_it_is_refused(guard: Guard, protocol: str, kind: str) -> None:
     """Nobody listens: refused with the status that the provider asks for, or passed when it fails open."""
     port = free_port()
-    text = authorizer("http", port) + policy(CUSTOM % "asker")
-    guard.apply(text, provider("envoyExtAuthzHttp", port, ", statusOnError: '503'"))
+    text = authorizer(protocol, port) + policy(CUSTOM % "asker")
+    guard.apply(text, provider(kind, port, ", statusOnError: '503'"))
     assert guard.send(PLAIN, "/asked", headers=OK).status == 503
     assert guard.send(PLAIN, "/free").status == 200
-    guard.apply(text, provider("envoyExtAuthzHttp", port, ", failOpen: true"))
+    guard.apply(text, provider(kind, port, ", failOpen: true"))
     assert guard.send(PLAIN, "/asked").status == 200
+
+
+@pytest.mark.covers("MeshConfig.extensionProviders.envoyExtAuthzHttp.includeHeadersInCheck")
+def test_the_older_list_of_headers_counts_too(guard: Guard, over_http: Backend) -> None:
+    mesh = provider("envoyExtAuthzHttp", over_http.port, ", includeHeadersInCheck: [x-pass]")
+    guard.apply(authorizer("http", over_http.port) + policy(CUSTOM % "asker"), mesh)
+    assert guard.send(PLAIN, "/asked", headers=OK).status == 200
+
+
+def asking(guard: Guard) -> dict[str, Any]:
+    """The filter that asks, as the real Envoy has it."""
+    found: list[dict[str, Any]] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            if str(value.get("@type", "")).endswith("http.ext_authz.v3.ExtAuthz"):
+                found.append(value)
+            for name, entry in value.items():
+                if name != "draining_state":  # what an earlier configuration said
+                    walk(entry)
+        elif isinstance(value, list):
+            for entry in value:
+                walk(entry)
+
+    walk(fetch(guard.envoy.admin, "/config_dump").json)
+    return found[-1]
+
+
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.timeout",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.clearRouteCache",
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.includeRequestBodyInCheck.packAsBytes",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.timeout",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.clearRouteCache",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.includeRequestBodyInCheck.maxRequestBytes",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.includeRequestBodyInCheck.allowPartialMessage",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.includeRequestBodyInCheck.packAsBytes",
+)
+@pytest.mark.parametrize(
+    ("protocol", "kind"), [("http", "envoyExtAuthzHttp"), ("grpc", "envoyExtAuthzGrpc")]
+)
+def test_how_the_authorizer_is_asked(guard: Guard, protocol: str, kind: str) -> None:
+    port = free_port()
+    more = (
+        ", timeout: 3s, clearRouteCache: true, "
+        "includeRequestBodyInCheck: {maxRequestBytes: 77, allowPartialMessage: true, packAsBytes: true}"
+    )
+    text = authorizer(protocol, port) + policy(CUSTOM % "asker")
+    guard.apply(text, provider(kind, port, more))
+    found = asking(guard)
+    asked = found["grpc_service"] if protocol == "grpc" else found["http_service"]["server_uri"]
+    assert asked["timeout"] == "3s"
+    assert found["clear_route_cache"] is True
+    assert found["with_request_body"] == {
+        "max_request_bytes": 77,
+        "allow_partial_message": True,
+        "pack_as_bytes": True,
+    }
 
 
 @pytest.mark.parametrize("mesh", ["", "extensionProviders: [{name: asker, prometheus: {}}]"])
