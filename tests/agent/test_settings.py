@@ -161,6 +161,26 @@ def test_envoys_flags_follow_the_proxy_config() -> None:
     assert "--file-flush-min-size-kb" not in build_arguments(parse_settings({})[0], "x.json")
 
 
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.proxyStatsMatcher.inclusionSuffixes",
+    "MeshConfig.defaultConfig.proxyStatsMatcher.inclusionRegexps",
+)
+def test_statistics_by_suffix_and_pattern() -> None:
+    matcher = {"inclusionSuffixes": ["upstream_rq_retry"], "inclusionRegexps": [".*circuit.*"]}
+    config = json.dumps({"proxyStatsMatcher": matcher})
+    made = bootstrap({"PROXY_CONFIG": config})["stats_config"]["stats_matcher"]
+    patterns = made["inclusion_list"]["patterns"]
+    assert {"suffix": "upstream_rq_retry"} in patterns
+    assert {"safe_regex": {"regex": ".*circuit.*"}} in patterns
+
+
+@pytest.mark.covers("MeshConfig.defaultConfig.configPath")
+def test_the_folder_of_the_start_configuration() -> None:
+    settings, _ = parse_settings({"PROXY_CONFIG": json.dumps({"configPath": "/var/lib/proxy"})})
+    assert settings.config_dir == "/var/lib/proxy"
+    assert settings.xds_socket == "/var/lib/proxy/XDS"
+
+
 def test_environment_of_envoy_names_the_pod() -> None:
     """What shared resources read with %ENVIRONMENT(X)%."""
     settings, _ = parse_settings(ENVIRONMENT, labels=LABELS)

@@ -410,3 +410,12 @@ def test_what_proxies_accept_from_each_other(shop: Mesh, caller: Client) -> None
         assert params["tls_minimum_protocol_version"] == "TLSv1_3"
         assert params["cipher_suites"] == [suite]
     assert caller.get("http://details:9080/").mtls
+
+
+@pytest.mark.covers("MeshConfig.caCertificates.trustDomains")
+def test_members_of_further_trust_domains_may_connect(shop: Mesh) -> None:
+    """Their names are accepted; who they are, their certificate says."""
+    shop.apply(mesh_config="caCertificates: [{pem: x, trustDomains: [far.example]}]")
+    accepted = json.dumps(shop.config("details-v1"))
+    assert "spiffe://far.example/" in accepted
+    assert "spiffe://cluster.local/" in accepted
