@@ -29,7 +29,7 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 test: setup ## every test that belongs to a change, under ten minutes
 	@$(BIN)/pytest -m "cluster and not slow" > .cluster-tests.log 2>&1 & clusters=$$!; \
 	  echo "tests of whole clusters run meanwhile; their output is in .cluster-tests.log, and follows here"; \
-	  $(BIN)/pytest -m "not cluster and not slow"; rest=$$?; \
+	  $(BIN)/pytest -m "not cluster and not slow" -n 2 --dist loadfile; rest=$$?; \
 	  wait $$clusters; clusters=$$?; cat .cluster-tests.log; exit $$((rest | clusters))
 
 test-slow: setup ## what takes minutes: rotation and configuration churn under load, the plugin in a new environment
