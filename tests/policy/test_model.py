@@ -2,7 +2,7 @@
 
 All four actions, over HTTP and TCP, at all levels: the root namespace, the workload's, other namespaces, with and without selector.
 The model below is written from the API's documentation and shares no code with the translation. ``POLICY_EXAMPLES``
-(default 30) is the number of random meshes; each is asked ``ASKED`` requests and as many connections.
+(default 12) is the number of random meshes; each is asked ``ASKED`` requests and as many connections.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from policy.test_custom import authorizer, provider
 from policy.tokens import Issuer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(3600)]
-EXAMPLES = int(os.environ.get("POLICY_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("POLICY_EXAMPLES", "12"))
 ASKED = 12
 ISSUER = Issuer("https://iss/x")
 DOMAIN, ALIAS = "mesh.example", "old.example"

@@ -78,8 +78,8 @@ class Installer:
         return ComponentHealth(component.name, "HEALTHY")
 
     async def _apply_all(self, manifests: Sequence[Object]) -> list[str]:
-        """Apply in waves: CRDs and identities before what uses them. Errors as texts."""
-        first = ("CustomResourceDefinition", "ServiceAccount", "ConfigMap")
+        """Apply in waves: CRDs, identities and roles before what refers to them. Errors as texts."""
+        first = ("CustomResourceDefinition", "ServiceAccount", "ConfigMap", "Role", "ClusterRole")
         waves = (
             [item for item in manifests if item["kind"] in first],
             [item for item in manifests if item["kind"] not in first],
