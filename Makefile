@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-policy test-routing lint docs fmt bench bench-start bench-certificates bench-compile bench-policies bench-testing lock clean
+.PHONY: help setup demo test test-again test-fast test-policy test-routing lint docs fmt bench bench-start bench-certificates bench-compile bench-policies bench-testing lock clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|' 2>/dev/null || grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST)
@@ -27,10 +27,16 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 	@$(BIN)/meltemi demo $(if $(CHECK),--check) $(if $(KEEP),--keep)
 
 test: setup ## every test that belongs to a change, under ten minutes
-	@$(BIN)/pytest -m "cluster and not slow" > .cluster-tests.log 2>&1 & clusters=$$!; \
+	@$(BIN)/pytest -m "cluster and not slow" -o cache_dir=.pytest_cache/clusters > .cluster-tests.log 2>&1 & clusters=$$!; \
 	  echo "tests of whole clusters run meanwhile; their output is in .cluster-tests.log, and follows here"; \
-	  $(BIN)/pytest -m "not cluster and not slow" -n 2 --dist loadfile; rest=$$?; \
+	  $(BIN)/pytest -m "not cluster and not slow" -n 2 --dist loadfile -o cache_dir=.pytest_cache/rest; rest=$$?; \
 	  wait $$clusters; clusters=$$?; cat .cluster-tests.log; exit $$((rest | clusters))
+
+test-again: setup ## what failed in the last "make test", with the machine to itself
+	@for part in clusters rest; do \
+	  $(BIN)/pytest -o cache_dir=.pytest_cache/$$part --last-failed --last-failed-no-failures none; \
+	  code=$$?; test $$code = 0 -o $$code = 5 || exit $$code; \
+	done
 
 test-slow: setup ## what takes minutes: rotation and configuration churn under load, the plugin in a new environment
 	@$(BIN)/pytest -m slow
