@@ -292,6 +292,7 @@ async def test_debug_pages_over_xds(target: Target, page: str) -> None:
 async def test_keys_are_never_shown(target: Target, tmp_path: Path) -> None:
     """Not in istiod's log at its most talkative, not in a debug page, a metric or a representation; files are the owner's alone."""
     before, written = structlog.get_config(), io.StringIO()
+    structlog.reset_defaults()  # the plugin for users, in the same process, quiets the mesh
     logs.configure("default:debug", out=written)
     try:
         await target.create(csr_of(), "app")

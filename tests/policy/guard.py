@@ -11,6 +11,7 @@ import itertools
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,7 @@ class Guard:
             self.envoy.certificates, self.authority, f"spiffe://{DOMAIN}/ns/default/sa/server"
         )
         self._contexts: dict[tuple[str, tuple[str, ...]], ssl.SSLContext] = {}
+        self._making = threading.Lock()
         self._cases = itertools.count(1)
         self.log = folder / "access.log"
         self.world: World
@@ -123,18 +125,19 @@ class Guard:
         return not warming and listeners.get("version_info") == str(self.envoy.ads._version)
 
     def _tls(self, caller: Caller, alpn: tuple[str, ...]) -> ssl.SSLContext:
-        known = self._contexts.get((caller.spiffe, alpn))
-        if known is None:
-            chain, key = self.authority.issue(caller.spiffe)
-            path = self.folder / f"caller-{len(self._contexts)}.pem"
-            path.write_bytes(chain + key)
-            known = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            known.check_hostname = False
-            known.load_verify_locations(cadata=self.authority.root.decode())
-            known.load_cert_chain(path)
-            known.set_alpn_protocols(list(alpn))
-            self._contexts[(caller.spiffe, alpn)] = known
-        return known
+        with self._making:  # callers may be threads
+            known = self._contexts.get((caller.spiffe, alpn))
+            if known is None:
+                chain, key = self.authority.issue(caller.spiffe)
+                path = self.folder / f"caller-{len(self._contexts)}.pem"
+                path.write_bytes(chain + key)
+                known = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                known.check_hostname = False
+                known.load_verify_locations(cadata=self.authority.root.decode())
+                known.load_cert_chain(path)
+                known.set_alpn_protocols(list(alpn))
+                self._contexts[(caller.spiffe, alpn)] = known
+            return known
 
     def connect(
         self, caller: Caller, port: int, alpn: tuple[str, ...] = ("istio-http/1.1", "istio")
