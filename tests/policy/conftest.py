@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from policy.guard import Guard
+from policy.tokens import KeyServer
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +22,11 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def issuer_server() -> Iterator[KeyServer]:
+    """One issuer on the network."""
+    server = KeyServer()
+    yield server
+    server.close()

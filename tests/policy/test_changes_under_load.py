@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from policy.guard import Caller, Guard, policy
-from policy.tokens import Issuer
+from policy.tokens import Issuer, key_set
 
 pytestmark = pytest.mark.envoy
 ISSUER = "https://issuer.example"
@@ -72,8 +71,7 @@ def test_a_change_of_policies_loses_no_request(guard: Guard) -> None:
 
 def keys(*issuers: Issuer) -> str:
     """A RequestAuthentication that takes tokens signed with any of these keys, and a policy that wants one."""
-    every = json.dumps({"keys": [json.loads(each.keys)["keys"][0] for each in issuers]})
-    rules = f"{{jwtRules: [{{issuer: '{ISSUER}', jwks: '{every}'}}]}}"
+    rules = f"{{jwtRules: [{{issuer: '{ISSUER}', jwks: '{key_set(*issuers)}'}}]}}"
     return REQUIRED + policy(rules, name="tokens", kind="RequestAuthentication")
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.server
 import json
-import socketserver
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +18,7 @@ from meltemi.kit.clock import SystemClock
 from meltemi.model.config import Key
 from meltemi.push.issuer_keys import NO_ISSUER_KEYS, IssuerKeys
 from policy.guard import PLAIN, Guard, policy
-from policy.tokens import Issuer
+from policy.tokens import Issuer, KeyServer
 
 pytestmark = pytest.mark.envoy
 ONE, TWO = Issuer("https://one.example"), Issuer("two@example", "k2")
@@ -221,47 +218,6 @@ def test_several_policies_add_up(guard: Guard) -> None:
     assert guard.send(PLAIN, token=ONE.token()).status == 200
     assert guard.send(PLAIN, token=TWO.token()).status == 200
     assert guard.send(PLAIN, token=FORGER.token()).status == 401
-
-
-class KeyServer:
-    """An issuer: its discovery document and ``keys``, or 503 while there are none."""
-
-    def __init__(self) -> None:
-        self.keys = b""
-        self.document: dict[str, object] | None = None
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = outer.keys
-                if self.path.endswith("/.well-known/openid-configuration"):
-                    body = json.dumps(outer.document).encode() if outer.document else b""
-                self.send_response(200 if body else 503)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def issuer_server() -> Iterator[KeyServer]:
-    """One issuer on the network."""
-    server = KeyServer()
-    yield server
-    server.close()
 
 
 @pytest.mark.covers(

@@ -1,9 +1,12 @@
-"""An issuer of JSON Web Tokens for tests: ES256 keys, tokens with any claims, the key set in JSON."""
+"""Issuers of JSON Web Tokens for tests: ES256 keys, tokens with any claims, key sets, and a server of them."""
 
 from __future__ import annotations
 
 import base64
+import http.server
 import json
+import socketserver
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,3 +56,43 @@ class Issuer:
             "y": _b64(numbers.y.to_bytes(32, "big")),
         }
         return json.dumps({"keys": [entry]})
+
+
+def key_set(*issuers: Issuer) -> str:
+    """The public halves of several in one key set."""
+    return json.dumps({"keys": [json.loads(each.keys)["keys"][0] for each in issuers]})
+
+
+class KeyServer:
+    """An issuer: its discovery document and ``keys``, or 503 while there are none."""
+
+    def __init__(self) -> None:
+        self.keys = b""
+        self.asked = 0
+        self.document: dict[str, object] | None = None
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked += 1
+                body = outer.keys
+                if self.path.endswith("/.well-known/openid-configuration"):
+                    body = json.dumps(outer.document).encode() if outer.document else b""
+                self.send_response(200 if body else 503)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()

@@ -11,8 +11,9 @@ from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2
 from meltemi.envoy.anys import duration
 from meltemi.ir.jwt import JWT_FILTER, PAYLOAD, JwtAuthn, JwtProvider, RemoteKeys
 
-# How long fetched keys are used, and how soon a failed fetch is tried again.
-_KEYS_LIFETIME_S = 300.0
+# Envoy counts in whole seconds here; with less than one it would fetch without a pause.
+_REFRESH_MIN_S = 1.0
+# How soon a failed fetch is tried again.
 _RETRY_S = 1.0
 
 
@@ -22,7 +23,7 @@ def _remote(keys: RemoteKeys) -> Any:
         http_uri=http_uri_pb2.HttpUri(
             uri=keys.uri, cluster=keys.cluster, timeout=duration(keys.timeout_s)
         ),
-        cache_duration=duration(_KEYS_LIFETIME_S),
+        cache_duration=duration(max(keys.refresh_s, _REFRESH_MIN_S)),
         async_fetch=config_pb2.JwksAsyncFetch(
             fast_listener=True, failed_refetch_duration=duration(_RETRY_S)
         ),

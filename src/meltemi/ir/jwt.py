@@ -11,11 +11,12 @@ PAYLOAD = "payload"
 
 @value
 class RemoteKeys:
-    """Keys that the proxy fetches from ``uri`` through ``cluster``."""
+    """Keys that the proxy fetches from ``uri`` through ``cluster``, anew every ``refresh_s``."""
 
     uri: str
     cluster: str
-    timeout_s: float = 5.0
+    timeout_s: float
+    refresh_s: float
 
 
 @value

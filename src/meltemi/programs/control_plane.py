@@ -31,7 +31,7 @@ from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
 from meltemi.adapters.file_source import FileSource
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
 from meltemi.adapters.ingress_status import IngressStatusWriter
-from meltemi.adapters.issuer_discovery import IssuerDiscovery
+from meltemi.adapters.issuer_discovery import REFRESH_S, IssuerDiscovery
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
 from meltemi.adapters.kube_source import KubeSource
@@ -56,7 +56,7 @@ from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
 from meltemi.programs.control_plane_parts import Parts, Source
-from meltemi.push.issuer_keys import IssuerKeys
+from meltemi.push.issuer_keys import PROXIES_REFRESH_S, IssuerKeys
 from meltemi.registry.from_kubernetes import RegistrySettings
 
 VERSION = "0.1.0"
@@ -115,9 +115,8 @@ class ControlPlane:
         if source is not None:
             await self._sync(source)
         parts.pipeline.start()
-        issuers = IssuerDiscovery(
-            parts.world, self.metrics, self.clock, self.options.keys_refresh_s
-        )
+        refresh_s = self.options.keys_refresh_s or REFRESH_S
+        issuers = IssuerDiscovery(parts.world, self.metrics, self.clock, refresh_s)
         parts.world.watchers.append(issuers.changed)
         tasks.spawn("issuers", issuers.run, restart=True)
         # Long-lived objects leave the collector's sight: its pauses would stall every stream.
@@ -150,7 +149,10 @@ class ControlPlane:
             expects_pods=api is not None,
         )
         world.listener = pipeline.changed
-        world.issuer_keys = IssuerKeys(by_proxies=options.keys_by_proxies)
+        world.issuer_keys = IssuerKeys(
+            by_proxies=options.keys_by_proxies,
+            refresh_s=options.keys_refresh_s or PROXIES_REFRESH_S,
+        )
         self.pipeline = pipeline
         mesh_settings = MeshSettings(world, options.revision)
         return Parts(

@@ -61,7 +61,7 @@ class Options:
     signer_domain: str = ""
     trusted_node_accounts: tuple[str, ...] = ()
     keys_by_proxies: bool = True
-    keys_refresh_s: float = 20 * 60.0
+    keys_refresh_s: float = 0.0
     rotation_pause_s: float = 1.0
     rotation_settle_s: float = 30.0
     log_level: str = "default:info"
@@ -204,10 +204,10 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         signer_domain=environ.get("CERT_SIGNER_DOMAIN", ""),
         jwt_rule=_checked_rule(environ.get("JWT_RULE", "")),
         trusted_node_accounts=_accounts(environ.get("CA_TRUSTED_NODE_ACCOUNTS", "")),
-        # Unlike Istio, proxies fetch key sets unless told otherwise: a new key then changes no listener.
+        # Unlike Istio, proxies fetch key sets unless told otherwise: a new key then changes no listener (docs/decisions/0006).
         keys_by_proxies=environ.get("PILOT_JWT_ENABLE_REMOTE_JWKS", "envoy").lower()
         not in ("false", "istiod"),
-        keys_refresh_s=seconds("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", 20 * 60.0) or 20 * 60.0,
+        keys_refresh_s=seconds("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", 0.0),
         log_level=given["log_level"],
         log_json=given["log_json"],
     )

@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 from meltemi.model.config import AnyConfig
 
+# How long proxies use a key set, as Istio's do.
+PROXIES_REFRESH_S = 300.0
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -18,12 +20,13 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class IssuerKeys:
     """``addresses``: issuer -> where its discovery document says the keys are; ``sets``: address -> key set in JSON.
 
-    ``by_proxies``: proxies fetch key sets themselves; otherwise ``sets`` is used.
+    ``by_proxies``: proxies fetch key sets themselves, every ``refresh_s`` seconds; otherwise ``sets`` is used.
     """
 
     addresses: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     sets: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     by_proxies: bool = True
+    refresh_s: float = PROXIES_REFRESH_S
 
 
 NO_ISSUER_KEYS = IssuerKeys()

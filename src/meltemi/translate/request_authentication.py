@@ -77,7 +77,7 @@ def _keys(
     if not held.by_proxies:
         return _checked(build, config, rule, f"{path}.jwksUri", held.sets[uri])
     timeout = rule.timeout if rule.timeout else _TIMEOUT_S
-    return RemoteKeys(uri, name, timeout)
+    return RemoteKeys(uri, name, timeout, held.refresh_s)
 
 
 def _address(build: Build, rule: JWTRule) -> str:
