@@ -285,12 +285,15 @@ def test_rules_are_looked_up_at_the_client_then_the_service_then_the_root(chosen
 
 
 @pytest.mark.covers("DestinationRule.exportTo")
-def test_a_rule_is_for_its_own_namespace_and_those_it_is_exported_to(chosen: Mesh) -> None:
+def test_a_rule_is_for_the_namespaces_it_is_exported_to(chosen: Mesh) -> None:
     chosen.apply(subset("a", "default", "v1", "exportTo: ['.']"))
     assert chosen.client("caller").get(URL).workload == "reviews-v1"
     assert chosen.client("other").get(URL).status == 503
     chosen.apply(subset("a", "default", "v1", "exportTo: [elsewhere]"))
     assert chosen.client("other").get(URL).workload == "reviews-v1"
+    assert chosen.client("caller").get(URL).status == 503, "exportTo leaves its own namespace out"
+    chosen.apply(subset("a", "default", "v1", "exportTo: [elsewhere, default]"))
+    assert chosen.client("caller").get(URL).workload == "reviews-v1"
 
 
 @pytest.mark.covers("MeshConfig.defaultDestinationRuleExportTo")

@@ -64,7 +64,8 @@ def _candidates(
 ) -> list[Config[DestinationRule]]:
     """Visible rules of one namespace for a host: those with the most specific pattern, oldest first.
 
-    A namespace's own clients see its rules whatever ``exportTo`` says. Selectors choose clients only.
+    A namespace's own clients see its rules whatever the mesh's default says, but not those whose own ``exportTo``
+    leaves them out. Selectors choose clients only.
     """
     context, proxy = build.context, build.proxy
     defaults = context.mesh.default_destination_rule_export_to
@@ -74,11 +75,13 @@ def _candidates(
         pattern = resolve_short_name(config.spec.host, namespace, proxy.dns_domain)
         if not covers(pattern, host):
             continue
-        if namespace != proxy.namespace and not is_visible(
-            config.spec.export_to, defaults, namespace, proxy.namespace
+        wanted = config.spec.workload_selector
+        # A rule with a selector is its namespace's own (below), whatever it exports.
+        exported = config.spec.export_to if wanted is None else ()
+        if (namespace != proxy.namespace or exported) and not is_visible(
+            exported, defaults, namespace, proxy.namespace
         ):
             continue
-        wanted = config.spec.workload_selector
         if wanted is not None and not (
             outbound and namespace == proxy.namespace and proxy.matches(wanted.match_labels)
         ):

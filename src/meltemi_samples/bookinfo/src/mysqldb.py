@@ -37,13 +37,18 @@ def is_mariadb(server: str) -> bool:
     return "MariaDB" in version.stdout
 
 
+def account() -> list[str]:
+    """The option that root needs; other users may not name an account."""
+    return ["--user=root"] if os.getuid() == 0 else []
+
+
 def prepare(server: str, data: Path, mariadb: bool) -> None:
     """Make the system tables where there are none."""
     if (data / "mysql").exists():
         return
     if mariadb:
         installer = shutil.which("mariadb-install-db", path=SYSTEM) or "mysql_install_db"
-        line = [installer, "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db",
+        line = [installer, "--no-defaults", f"--datadir={data}", *account(), "--skip-test-db",
                 "--auth-root-authentication-method=normal"]  # fmt: skip
     else:
         line = [
@@ -51,7 +56,7 @@ def prepare(server: str, data: Path, mariadb: bool) -> None:
             "--no-defaults",
             "--initialize-insecure",
             f"--datadir={data}",
-            "--user=root",
+            *account(),
         ]
     subprocess.run(line, check=True, stdout=sys.stderr)
 
@@ -95,7 +100,7 @@ def main() -> None:
         first_statements(os.environ.get("MYSQL_ROOT_PASSWORD", "")), encoding="utf-8"
     )
     statements.chmod(0o600)
-    options = ["--no-defaults", f"--datadir={data}", "--user=root", "--bind-address=0.0.0.0",
+    options = ["--no-defaults", f"--datadir={data}", *account(), "--bind-address=0.0.0.0",
                f"--socket={statements.parent}/mysqld.sock", f"--init-file={statements}",
                f"--pid-file={statements.parent}/mysqld.pid"]  # fmt: skip
     if not mariadb:
