@@ -61,6 +61,9 @@ class Fixed:
     def left(self, connection: Connection) -> None:
         self.gone.append(connection.proxy.id)
 
+    def health(self, connection: Connection, problem: str | None) -> None:
+        raise AssertionError("nobody reports here")
+
     async def debug(self, request: str) -> bytes:
         return b'{"asked": "%s"}' % request.encode()
 

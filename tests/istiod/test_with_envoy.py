@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from istiod.plane import files, running
 from istiod.waiting import until
@@ -160,28 +158,6 @@ class Envoy:
             for line in self._log.read_text(errors="replace").splitlines()
             if "rejected" in line or "error adding" in line.lower()
         ]
-
-
-@pytest.fixture
-async def backends() -> AsyncIterator[dict[str, int]]:
-    """Two HTTP servers that say who they are."""
-    runners, ports = [], {}
-    for name in ("one", "two"):
-
-        async def answer(_: web.Request, name: str = name) -> web.Response:
-            return web.Response(text=name)
-
-        app = web.Application()
-        app.router.add_get("/{path:.*}", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        runners.append(runner)
-        ports[name] = runner.addresses[0][1]
-    yield ports
-    for runner in runners:
-        await runner.cleanup()
 
 
 async def ask(session: aiohttp.ClientSession, port: int) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from meltemi.ca.identity import Identity
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.discovery.stream import Stream
-from meltemi.model.names import NDS_TYPE, SDS_FILE_CERT, SDS_FILE_ROOT, SDS_TYPE
+from meltemi.model.names import HEALTH_TYPE, NDS_TYPE, SDS_FILE_CERT, SDS_FILE_ROOT, SDS_TYPE
 from meltemi.model.proxy import Proxy
 
 WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand streams
@@ -49,6 +49,7 @@ class Connection:
     peer: str
     stream: Stream
     connected_at: float
+    first_type: str = ""  # what was asked for first
     snapshot: Snapshot = field(default_factory=lambda: Snapshot("", {}))
     pending: Pending | None = None
     closing: bool = False
@@ -58,8 +59,8 @@ class Connection:
 
     @property
     def is_agents(self) -> bool:
-        """Whether this is no Envoy's stream but that of the agent beside it, which asks for names alone."""
-        return self.stream.watches.keys() == {NDS_TYPE}
+        """Whether this is no Envoy's stream but one of the agent beside it: for names, or to report health."""
+        return self.first_type in (NDS_TYPE, HEALTH_TYPE)
 
     def offer(
         self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float

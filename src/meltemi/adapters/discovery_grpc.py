@@ -25,7 +25,7 @@ from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.stream_gate import StreamGate, message_bucket
 from meltemi.adapters.xds_requests import METHODS, PARSERS, SERVICE, proxy_of, request_of
-from meltemi.ca.identity import Identity, NotAuthenticated
+from meltemi.ca.identity import Identity, NotAuthenticated, NotPermitted
 from meltemi.discovery import wire
 from meltemi.discovery.protocol import (
     Mode,
@@ -42,6 +42,7 @@ from meltemi.model.names import (
     CDS_TYPE,
     DEBUG_TYPE,
     EDS_TYPE,
+    HEALTH_TYPE,
     LDS_TYPE,
     NDS_TYPE,
     RDS_TYPE,
@@ -63,15 +64,26 @@ FIRST_REQUEST_S = 30.0
 log = structlog.get_logger("ads")
 
 
+class NotYet(Exception):
+    """What the proxy needs is not there; the text says what. It should try again."""
+
+
 class Source(Protocol):
     """Where snapshots come from."""
 
     async def joined(self, connection: Connection) -> Snapshot:
-        """What a proxy that has just connected should have. May refine ``connection.proxy``."""
+        """What a proxy that has just connected should have. May refine ``connection.proxy``.
+
+        Raises NotPermitted, or NotYet, when this caller may not be what the proxy says that it is.
+        """
         ...
 
     def left(self, connection: Connection) -> None:
         """The stream has ended."""
+        ...
+
+    def health(self, connection: Connection, problem: str | None) -> None:
+        """The proxy's agent tells what is wrong with its workload; None when nothing is."""
         ...
 
     async def debug(self, request: str) -> bytes:
@@ -177,6 +189,12 @@ class DiscoveryServer:
                     "caller cannot be identified now", peer=context.peer(), reason=str(error)
                 )
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            except NotPermitted as error:
+                log.warning("node refused", peer=context.peer(), reason=str(error))
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except NotYet as error:
+                log.warning("node refused", peer=context.peer(), reason=str(error))
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             except aio.AbortError:
                 raise
             except Exception:
@@ -213,6 +231,7 @@ class DiscoveryServer:
             peer=context.peer(),
             stream=Stream(mode, self._entries),
             connected_at=self._clock.now(),
+            first_type=first.type_url,
         )
         if not self._gate.enter(proxy, identity):
             why = "too many streams of one proxy"
@@ -293,6 +312,10 @@ class DiscoveryServer:
     async def _answer(self, mode: Mode, context: Any, connection: Connection, message: Any) -> None:
         if message.type_url == DEBUG_TYPE:
             await self._serve_debug(mode, context, message, connection.identity)
+            return
+        if message.type_url == HEALTH_TYPE:
+            wrong = message.error_detail if message.HasField("error_detail") else None
+            self._source.health(connection, None if wrong is None else wrong.message)
             return
         started = self._clock.monotonic()
         reaction = connection.stream.receive(request_of(mode, message), connection.snapshot)

@@ -304,7 +304,7 @@ class Pipeline:
         if not request.change or "*" in request.change:
             return list(self._attached.values())
         own = {
-            f"{key.name}.{key.namespace}"
+            (key.namespace, key.name)
             for key in request.change
             if isinstance(key, Key) and key.kind == "Workload"
         }
@@ -313,7 +313,7 @@ class Pipeline:
         return [
             attached
             for attached in self._attached.values()
-            if attached.connection.proxy.id in own
+            if (attached.connection.proxy.namespace, attached.connection.proxy.workload) in own
             or (rest and answer.concerns(attached.connection.proxy))
         ]
 
@@ -421,9 +421,13 @@ class Pipeline:
 
     # --- connections come and go --------------------------------------------------------------------
 
+    async def ready(self) -> None:
+        """Wait for the first snapshot: all that there is has been read."""
+        await self._built.wait()
+
     async def joined(self, connection: Connection) -> Snapshot:
         """What a new proxy should have. Waits for the first snapshot, and for news of its own pod."""
-        await self._built.wait()
+        await self.ready()
         await self._await_workload(connection.proxy)
         connection.proxy = self._refined(connection.proxy)
         attached = Attached(connection)
@@ -448,7 +452,7 @@ class Pipeline:
     async def _await_workload(self, proxy: Proxy) -> None:
         """A sidecar may connect before the watch tells of its pod; its inbound listeners depend on it."""
         deadline = self._clock.monotonic() + WORKLOAD_WAIT_S
-        namespace, name = proxy.namespace, proxy.id.rpartition(".")[0]
+        namespace, name = proxy.namespace, proxy.workload
         expects = self._expects_pods and proxy.type is NodeType.SIDECAR
         while expects and self.world.registry.workload(namespace, name) is None:
             if self._clock.monotonic() >= deadline:
@@ -465,8 +469,7 @@ class Pipeline:
 
     def _refined(self, proxy: Proxy) -> Proxy:
         """The platform knows a pod's labels and place better than the proxy's own metadata."""
-        name = proxy.id.rpartition(".")[0]
-        workload = self.world.registry.workload(proxy.namespace, name)
+        workload = self.world.registry.workload(proxy.namespace, proxy.workload)
         if workload is None:
             return proxy
         return replace(

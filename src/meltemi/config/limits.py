@@ -138,14 +138,6 @@ _LIMITS = (
     ),
     *(
         _no(
-            f"WorkloadGroup.{part}",
-            "is only kept: machines do not register themselves here",
-            "write a WorkloadEntry for each machine",
-        )
-        for part in ("metadata", "template", "probe")
-    ),
-    *(
-        _no(
             f"EnvoyFilter.configPatches.match.waypoint.{name}",
             "selects nothing: this mesh has sidecars and gateways, no waypoints",
             "match listener, routeConfiguration or cluster",

@@ -23,6 +23,8 @@ RDS_TYPE = XDS + "envoy.config.route.v3.RouteConfiguration"
 SDS_TYPE = XDS + "envoy.extensions.transport_sockets.tls.v3.Secret"
 ECDS_TYPE = XDS + "envoy.config.core.v3.TypedExtensionConfig"
 NDS_TYPE = XDS + "istio.networking.nds.v1.NameTable"
+# A proxy's agent reports with it whether its workload is healthy; nothing is sent back.
+HEALTH_TYPE = XDS + "istio.v1.HealthInformation"
 DEBUG_TYPE = "istio.io/debug"
 
 # Where the agent keeps the workload's certificate, and the SDS files that refer to it. Resources name these

@@ -43,4 +43,10 @@ class Proxy:
     version: str = ""
     interception_mode: str = "REDIRECT"
     bind_ports_unprivileged: bool = False  # gateways that may not bind ports below 1024
+    entry: str = ""  # the WorkloadEntry that stands for it, where no pod does
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def workload(self) -> str:
+        """The name of its workload in its namespace: the pod's, or the WorkloadEntry's."""
+        return self.entry or self.id.rpartition(".")[0]

@@ -41,6 +41,7 @@ from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
 from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.registrar import Registrar
 from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.status_writer import StatusWriter
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
@@ -126,6 +127,7 @@ class ControlPlane:
         if api is not None and source is not None:
             lease = f"istio-status-leader{self.options.suffix}"
             leader = Leader(api, self.clock, self.options.namespace, lease, self.options.pod)
+            parts.registrar.leader = leader
             publisher = self._publish(tasks, api, source, parts.store)
             self._rotate(tasks, api, publisher, leader, parts)
             self._write_status(tasks, api, source, parts, leader)
@@ -171,6 +173,9 @@ class ControlPlane:
             http=http,
             reviewer=self._reviewer(api, mesh.trust_domain),
             ledger=Ledger(clock, lambda: [c.proxy for c in pipeline.connections]),
+            registrar=Registrar(
+                world, api, clock, options.pod, options.namespace, options.entry_grace_s
+            ),
             api=api,
         )
 
@@ -228,7 +233,7 @@ class ControlPlane:
         )
         who = Authenticator(parts.reviewer, lambda: parts.world.mesh.trust_domains)
         parts.discovery = DiscoveryServer(
-            Source(parts.pipeline, parts.pages),
+            Source(parts.pipeline, parts.pages, parts.registrar),
             who,
             metrics,
             clock,
@@ -273,6 +278,7 @@ class ControlPlane:
         tasks.spawn("authority", store.run, restart=True)
         tasks.spawn("serving certificate", serving.run, restart=True)
         tasks.spawn("push", parts.pipeline.run, restart=True)
+        tasks.spawn("machines", parts.registrar.run, restart=True)
         await server.start()
         stack.push_async_callback(server.stop, min(1.0, options.shutdown_s))
         self.ports = {**parts.http.ports, **server.ports}

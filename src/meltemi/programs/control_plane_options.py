@@ -64,6 +64,7 @@ class Options:
     keys_refresh_s: float = 0.0
     rotation_pause_s: float = 1.0
     rotation_settle_s: float = 30.0
+    entry_grace_s: float = 10.0
     log_level: str = "default:info"
     log_json: bool = False
 
@@ -208,6 +209,7 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         keys_by_proxies=environ.get("PILOT_JWT_ENABLE_REMOTE_JWKS", "envoy").lower()
         not in ("false", "istiod"),
         keys_refresh_s=seconds("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", 0.0),
+        entry_grace_s=seconds("PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", 10.0),
         log_level=given["log_level"],
         log_json=given["log_json"],
     )

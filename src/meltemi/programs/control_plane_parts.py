@@ -14,25 +14,37 @@ from meltemi.adapters.discovery_grpc import DiscoveryServer
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.mesh_settings import MeshSettings
 from meltemi.adapters.pipeline import Pipeline
+from meltemi.adapters.registrar import Registrar
 from meltemi.adapters.webhook_https import HttpPorts
 from meltemi.adapters.world import World
 from meltemi.discovery.protocol import Rejected, Snapshot
+from meltemi.model.names import HEALTH_TYPE
 
 
 @dataclass(eq=False)
 class Source:
-    """The pipeline, with debug answers: what the discovery server asks."""
+    """The pipeline, with debug answers and the registration of machines: what the discovery server asks."""
 
     pipeline: Pipeline
     pages: DebugPages
+    registrar: Registrar
 
     async def joined(self, connection: Connection) -> Snapshot:
-        """See ``Pipeline``."""
+        """See ``Pipeline`` and ``Registrar``."""
+        await self.pipeline.ready()
+        self.registrar.joined(connection)
+        if connection.first_type == HEALTH_TYPE:
+            return connection.snapshot  # it only tells
         return await self.pipeline.joined(connection)
 
     def left(self, connection: Connection) -> None:
-        """See ``Pipeline``."""
+        """See ``Pipeline`` and ``Registrar``."""
         self.pipeline.left(connection)
+        self.registrar.left(connection)
+
+    def health(self, connection: Connection, problem: str | None) -> None:
+        """See ``Registrar``."""
+        self.registrar.health(connection, problem)
 
     def rejected(self, connection: Connection, event: Rejected) -> Any:
         """See ``Pipeline``."""
@@ -58,5 +70,6 @@ class Parts:
     http: HttpPorts
     reviewer: Reviewer | None
     ledger: Ledger
+    registrar: Registrar
     api: KubeApi | None = None
     discovery: DiscoveryServer | None = None

@@ -23,6 +23,7 @@ from meltemi.model.security import PolicyTargetReference
 from meltemi.model.service import PREFER_SAME_NODE, Protocol, Workload
 from meltemi.model.topology import Sidecar
 from meltemi.push.context import PushContext
+from meltemi.registry.index import WORKLOAD_ENTRY
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -118,10 +119,15 @@ def sidecar_for(context: PushContext, proxy: Proxy) -> Config[Sidecar] | None:
 
 def workload_of(context: PushContext, proxy: Proxy) -> Workload:
     """The proxy's workload as the platform knows it, else as the proxy describes itself."""
-    name = proxy.id.rpartition(".")[0]
+    name = proxy.workload
     for address in proxy.addresses:
         known = context.registry.workload(address, proxy.namespace, name)
         if known is not None and known.namespace == proxy.namespace:
+            return known
+    for address in proxy.addresses:
+        # A machine's proxy need not be named as the WorkloadEntry that somebody wrote for it.
+        known = context.registry.workload(address, proxy.namespace)
+        if known is not None and known.workload_kind == WORKLOAD_ENTRY:
             return known
     return Workload(name, proxy.namespace, proxy.addresses, proxy.labels)
 

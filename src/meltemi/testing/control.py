@@ -238,6 +238,9 @@ class _Source:
         self.left = pipeline.left
         self.rejected = pipeline.rejected
 
+    def health(self, connection: Connection, problem: str | None) -> None:
+        """No stand-in is probed."""
+
     async def debug(self, request: str) -> bytes:
         """There are none."""
         return b"{}"
