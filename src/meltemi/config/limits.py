@@ -136,6 +136,7 @@ _LIMITS = (
         )
         for kind in ("EnvoyFilter", "TrafficExtension")
     ),
+    _no("WorkloadGroup.probe", "is only kept: agents do not probe", "remove it"),
     *(
         _no(
             f"EnvoyFilter.configPatches.match.waypoint.{name}",
