@@ -66,7 +66,7 @@ WRONG = [
     ("ServiceEntry", "{hosts: [a.com], resolution: DNS, endpoints: [{address: b}], workloadSelector: {labels: {a: b}}}", "workloadSelector"),
     ("WorkloadEntry", "{}", "spec.address"),
     ("WorkloadEntry", "{address: 'unix:///x', ports: {a: 1}}", "spec.ports"),
-    ("WorkloadGroup", "{template: {address: 1.1.1.1}}", "template.address"),
+    ("WorkloadGroup", "{template: {ports: {http: 0}}}", "template.ports.http"),
     ("WorkloadGroup", "{template: {}, probe: {}}", "spec.probe"),
     ("Sidecar", "{egress: [{hosts: [a.com]}]}", "hosts[0]"),
     ("Sidecar", "{egress: [{hosts: ['*/*']}, {hosts: ['./*']}]}", "egress[1]"),

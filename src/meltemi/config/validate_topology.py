@@ -276,12 +276,12 @@ def _resolution(spec: ServiceEntry, report: Report) -> None:
 
 
 def workload_entry(entry: WorkloadEntry, path: str, report: Report, template: bool = False) -> None:
-    """One workload outside the platform; a template has no address."""
+    """One workload outside the platform; a template needs no address, and one that it has is not used."""
     unix = entry.address.startswith("unix://")
     if template:
         if entry.address:
-            text = "every member of the group brings its own address"
-            report.error(f"{path}.address", text, "remove it")
+            text = "has no effect: every member of the group brings its own address"
+            report.warn(f"{path}.address", text, "remove it")
     elif not entry.address:
         if not entry.network:
             report.error(f"{path}.address", "is required", "write an IP address or a DNS name")
