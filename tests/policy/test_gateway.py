@@ -10,6 +10,7 @@ import pytest
 from envoy_rig import Backend, Envoy, TcpBackend, ask, fetch, free_port, wait_for
 from mesh_world import build_world, pod, service
 from pki import make_authority, write_identity
+from policy.authorizer import KINDS, OK, Authorizer
 from policy.guard import policy
 from policy.tokens import Issuer
 
@@ -39,6 +40,8 @@ spec:
   - match: [{headers: {"@request.auth.claims.groups": {exact: beta}}}]
     route: [{destination: {host: beta}}]
   - match: [{headers: {"@request.auth.claims[realm][role]": {prefix: adm}}}]
+    route: [{destination: {host: beta}}]
+  - match: [{headers: {x-user: {exact: authorizer}}}]
     route: [{destination: {host: beta}}]
   - match: [{uri: {prefix: /anonymous}, withoutHeaders: {"@request.auth.claims.sub": {exact: alice}}}]
     route: [{destination: {host: beta}}]
@@ -234,3 +237,25 @@ def test_policies_by_reference(edge: Edge) -> None:
         text = "{" + written % name + ", " + TOKENS[1:]
         edge.apply(at_gateway(text, kind="RequestAuthentication"), label)
         assert edge.get(token="junk.a.b")[0] == status
+
+
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.envoyExtAuthzHttp.clearRouteCache",
+    "MeshConfig.extensionProviders.envoyExtAuthzGrpc.clearRouteCache",
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_route_by_what_the_authorizer_says(edge: Edge, kind: str) -> None:
+    """A header of the authorizer decides about the route only where the provider asks for it."""
+    asker = Authorizer({"x-user": "authorizer"})
+    lists = ", includeRequestHeadersInCheck: [x-pass], headersToUpstreamOnAllow: [x-user]"
+    rules = asker.objects(kind) + at_gateway(
+        "{action: CUSTOM, provider: {name: asker}, rules: [{}]}"
+    )
+    try:
+        for more, application in (("", "app"), (", clearRouteCache: true", "beta")):
+            edge.apply(
+                rules, mesh=asker.mesh(kind, more + (lists if kind.endswith("Http") else ""))
+            )
+            assert edge.get(headers=OK) == (200, application)
+    finally:
+        asker.close()

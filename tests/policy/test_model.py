@@ -18,10 +18,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envoy_rig import Backend
+from policy.authorizer import Authorizer
 from policy.guard import Caller, Guard, policy
 from policy.guard import Verdict as GuardVerdict
-from policy.test_custom import authorizer, provider
 from policy.tokens import Issuer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(3600)]
@@ -380,9 +379,9 @@ def _numbered(entry: Any, ports: dict[str, str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def asker() -> Iterator[Backend]:
+def asker() -> Iterator[Authorizer]:
     """An authorizer that lets pass what has a header."""
-    made = Backend("asker", respond=lambda h: 200 if h.headers.get("x-pass") == "yes" else 403)
+    made = Authorizer()
     yield made
     made.close()
 
@@ -421,7 +420,7 @@ def _request(guard: Guard, caller: Caller, asked: Asked, *, why: bool) -> GuardV
     asked=st.lists(_asked, min_size=ASKED, max_size=ASKED),
 )
 def test_envoy_agrees_with_the_model(
-    guard: Guard, asker: Backend, policies: list[dict[str, Any]], asked: list[Asked]
+    guard: Guard, asker: Authorizer, policies: list[dict[str, Any]], asked: list[Asked]
 ) -> None:
     """Every request and every connection gets the model's verdict."""
     tokens = policy(
@@ -432,8 +431,8 @@ def test_envoy_agrees_with_the_model(
     text = "".join(_yaml(n, entry) for n, entry in enumerate(known))
     more = ", includeRequestHeadersInCheck: [x-pass]"
     mesh = f"trustDomain: {DOMAIN}\ntrustDomainAliases: [{ALIAS}]\n"
-    mesh += provider("envoyExtAuthzHttp", asker.port, more)
-    guard.apply(tokens + authorizer("http", asker.port) + text, mesh)
+    mesh += asker.mesh("envoyExtAuthzHttp", more)
+    guard.apply(tokens + asker.objects("envoyExtAuthzHttp") + text, mesh)
     audits = any(entry["action"] == "AUDIT" for entry in known)
     for entry in asked:
         caller, seen = _caller(entry)
