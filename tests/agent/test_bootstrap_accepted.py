@@ -36,6 +36,10 @@ PROBES = {
         ({"ISTIO_KUBE_APP_PROBERS": json.dumps(PROBES), "INSTANCE_IP": "fd00::1"}, {}),
         ({"GOMEMLIMIT": "1073741824"}, {"node_type": "router"}),
         (
+            {"ISTIO_META_ENABLE_SELF_DISCOVERY": "true"},
+            {"labels": 'topology.kubernetes.io/zone="b"'},
+        ),
+        (
             {
                 "PROXY_CONFIG": json.dumps(
                     {
@@ -55,7 +59,7 @@ PROBES = {
             },
         ),
     ],
-    ids=["plain", "marked-probes", "ipv6-probes", "gateway", "plaintext-stats"],
+    ids=["plain", "marked-probes", "ipv6-probes", "gateway", "own-service", "plaintext-stats"],
 )
 def test_envoy_accepts_it(
     tmp_path: Path, environment: dict[str, str], more: dict[str, Any]
@@ -117,3 +121,21 @@ def test_the_admin_port_is_on_loopback_only() -> None:
                 if route["route"]["cluster"] == "agent-admin":
                     assert route["match"].keys() == {"path"}
                     assert route["route"]["prefix_rewrite"] in ("/stats/prometheus", "/ready")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "labels", "place"),
+    [
+        ("true", 'istio-locality="eu.a.rack1"', {"region": "eu", "zone": "a"}),
+        ("", 'istio-locality="eu.a.rack1"', {"region": "eu", "zone": "a", "sub_zone": "rack1"}),
+        ("true", 'topology.kubernetes.io/zone="a"', {"zone": "a"}),
+        ("true", "", None),
+    ],
+)
+def test_a_proxy_says_where_it_is(metadata: str, labels: str, place: object) -> None:
+    """Without its subzone where it compares zones, which Envoy does for whole localities."""
+    settings, _ = parse_settings({"ISTIO_META_ENABLE_SELF_DISCOVERY": metadata}, labels=labels)
+    bootstrap, _ = build_bootstrap(settings)
+    assert bootstrap["node"].get("locality") == place
+    named = bootstrap.get("cluster_manager", {}).get("local_cluster_name")
+    assert named == ("local_cluster" if metadata else None)

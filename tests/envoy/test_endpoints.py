@@ -179,3 +179,44 @@ def test_endpoints_of_the_own_node_come_first() -> None:
         _endpoint("10.0.0.2", "q/z/s", node_name="n1"),
         _endpoint("10.0.0.3", "q/z/s", node_name="n2"),
     ) == [(0, "10.0.0.2", 1), (1, "10.0.0.1", 1), (2, "10.0.0.3", 1)]
+
+
+def test_regions_are_ranked_below_labels() -> None:
+    """Under zone-aware routing: the label first, the own region among equals, then the one it fails over to; no subzones."""
+    policy = LocalityPolicy(
+        enabled=True, by_region=True, failover=(("eu", "us"),), priority_labels=(("rack", "1"),)
+    )
+    need = EndpointNeed("c", "a", "d", "http", 80, locality="eu", policy=policy)
+    one, two = {"rack": "1"}, {"rack": "2"}
+    assert _places(
+        need,
+        _endpoint("10.0.0.1", "eu/z1/s1", labels=two),
+        _endpoint("10.0.0.2", "eu/z1/s2", labels=two),
+        _endpoint("10.0.0.3", "as/z1", labels=one),
+        _endpoint("10.0.0.4", "us/z1", labels=one),
+        _endpoint("10.0.0.5", "eu/z1/s2", labels=one),
+    ) == [(0, "10.0.0.5", 1), (1, "10.0.0.4", 1), (2, "10.0.0.3", 1), (3, "10.0.0.1", 2)]
+
+
+def test_priorities_may_compare_places() -> None:
+    """Labels of the topology mean where an endpoint runs, not what its pod is labelled with."""
+    labels = (("topology.kubernetes.io/region", "eu"), ("kubernetes.io/hostname", "n1"))
+    policy = LocalityPolicy(enabled=True, priority_labels=labels)
+    need = EndpointNeed("c", "a", "d", "http", 80, policy=policy)
+    assert _places(
+        need,
+        _endpoint("10.0.0.1", "us/z1"),
+        _endpoint("10.0.0.2", "eu/z1", node_name="n2"),
+        _endpoint("10.0.0.3", "eu/z1", node_name="n1"),
+    ) == [(0, "10.0.0.3", 1), (1, "10.0.0.2", 1), (2, "10.0.0.1", 1)]
+
+
+def test_the_endpoints_of_one_workload_and_region() -> None:
+    """What a proxy counts as its own equals."""
+    need = EndpointNeed("c", "a", "d", "http", 80, region="eu", workload="a-v1")
+    assert _places(
+        need,
+        _endpoint("10.0.0.1", "eu/z1"),
+        _endpoint("10.0.0.2", "us/z1"),
+        _endpoint("10.0.0.3", "eu/z1", workload="a-v2"),
+    ) == [(0, "10.0.0.1", 1)]

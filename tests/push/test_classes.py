@@ -91,3 +91,28 @@ def test_who_hears_of_a_change() -> None:
     assert not affected([], context).concerns(sidecar)
     assert affected([Key("Secret", "edge", "s")], context).types == {SDS_TYPE}
     assert affected([Key("VirtualService", "d", "v")], context).types == {LDS_TYPE, RDS_TYPE}
+
+
+def test_only_proxies_that_compare_zones_are_told_apart_by_their_template() -> None:
+    """Every other class has pods of all templates."""
+    shared = {"app": "web", "service.istio.io/workload-name": "web"}
+    text = service("web", ("http", 80)) + "".join(
+        pod(f"web-{n}", f"10.0.0.{n}", labels={**shared, "pod-template-hash": hash})
+        for n, hash in ((1, "x"), (2, "x"), (3, "y"))
+    )
+    world = build_world(text)
+
+    def classes(**metadata: str) -> int:
+        names = ("web-1", "web-2", "web-3")
+        proxies = [world.proxy(name, metadata=metadata) for name in names]
+        return len({class_key(world.context, proxy) for proxy in proxies})
+
+    assert classes() == 1
+    assert classes(ENABLE_SELF_DISCOVERY="true") == 2
+
+
+def test_a_proxy_without_a_service_is_answered_all_the_same() -> None:
+    """Envoy waits for its own service's endpoints before it asks for clusters."""
+    world = build_world(pod("web-1", "10.0.0.1", labels={"app": "web"}))
+    ir = world.ir("web-1", metadata={"ENABLE_SELF_DISCOVERY": "true"})
+    assert ir.needs()["local_cluster"].hostname == ""

@@ -475,7 +475,10 @@ class Pipeline:
         return replace(
             proxy,
             labels=workload.labels,
-            locality=proxy.locality or workload.locality,
+            # A proxy that compares zones leaves its subzone out.
+            locality=workload.locality
+            if workload.locality.startswith(proxy.locality)
+            else proxy.locality,
             workload_name=proxy.workload_name or workload.workload_name,
             network=proxy.network or workload.network,
         )

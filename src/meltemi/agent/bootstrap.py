@@ -13,6 +13,7 @@ import os.path
 from typing import Any
 
 from meltemi.agent import secrets
+from meltemi.agent.own_service import add_own_service
 from meltemi.agent.probes import HTTP_OPTIONS, TYPE, AppProbes, build_app_probes, mark_option
 from meltemi.agent.settings import VERSION, ProxySettings
 from meltemi.agent.stats_config import build_stats_config
@@ -98,6 +99,7 @@ def build_bootstrap(
         bootstrap["typed_dns_resolver_config"] = _resolver(resolver_port)
     if settings.mark:
         bootstrap["cluster_manager"] = {"upstream_bind_config": _marked_bind(settings.mark)}
+    add_own_service(bootstrap, settings)
     return bootstrap, problems
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import secrets as randomness
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meltemi.agent.bootstrap import XDS_CLUSTER, build_bootstrap
-from meltemi.agent.settings import ProxySettings
+from meltemi.agent.offline import offline_settings
 from meltemi.ca.authority import issue_server, key_pem, self_signed
 from meltemi.commands.compiled import Compiled
 from meltemi.envoy.json_form import message_of, to_json
@@ -35,18 +36,7 @@ _DAY_S = 86_400.0
 
 def static_bootstrap(made: Compiled, trust_domain: str, certificates: str = "") -> dict[str, Any]:
     """The whole file."""
-    proxy = made.proxy
-    settings = ProxySettings(
-        node_type="router" if proxy.router else "sidecar",
-        pod_name=proxy.name,
-        namespace=proxy.namespace,
-        service_account=proxy.service_account,
-        instance_ip=proxy.address,
-        labels=dict(proxy.labels),
-        annotations=dict(proxy.annotations),
-        trust_domain=trust_domain,
-        metadata={"WORKLOAD_NAME": proxy.workload},
-    )
+    settings = offline_settings(made.proxy, trust_domain)
     bootstrap, _ = build_bootstrap(settings, with_token=False)
     del bootstrap["dynamic_resources"]
     static = bootstrap["static_resources"]
@@ -54,7 +44,8 @@ def static_bootstrap(made: Compiled, trust_domain: str, certificates: str = "") 
     clusters = _json(made, CDS_TYPE)
     secrets = _json(made, SDS_TYPE)
     _inline_routes(listeners, {route["name"]: route for route in _json(made, RDS_TYPE)})
-    _inline_endpoints(clusters, {e["clusterName"]: e for e in _json(made, EDS_TYPE)})
+    assignments = {e["clusterName"]: e for e in _json(made, EDS_TYPE)}
+    _inline_endpoints((*static["clusters"], *clusters), assignments)
     if certificates:
         _move_files((listeners, clusters), certificates)
     else:
@@ -91,7 +82,7 @@ def _inline_routes(listeners: list[dict[str, Any]], routes: dict[str, dict[str, 
 
 
 def _inline_endpoints(
-    clusters: list[dict[str, Any]], assignments: dict[str, dict[str, Any]]
+    clusters: Iterable[dict[str, Any]], assignments: dict[str, dict[str, Any]]
 ) -> None:
     for cluster in clusters:
         if cluster.get("type") == "EDS":

@@ -104,14 +104,6 @@ _LIMITS = (
         )
         for name in ("ingress", "egress")
     ),
-    *(
-        _no(
-            f"{place}.zoneAwareLbSetting",
-            "has no effect: Envoy compares zones with those of the caller's own service, which proxies are not told",
-            "use localityLbSetting with failover or distribute",
-        )
-        for place in ("DestinationRule.trafficPolicy.loadBalancer", "MeshConfig")
-    ),
     _other(
         "DestinationRule.trafficPolicy.tls.caCertCredentialName",
         "is for gateways, and names a Secret: sidecars are given none, and ConfigMaps are not read",

@@ -17,7 +17,12 @@ from meltemi.config import checks
 from meltemi.config.limits import report_limits
 from meltemi.config.reader import Report, decode_spec
 from meltemi.config.shapes import record
-from meltemi.config.validate_destination_rule import connection_pool, locality, outlier_detection
+from meltemi.config.validate_destination_rule import (
+    connection_pool,
+    locality,
+    outlier_detection,
+    zone_aware,
+)
 from meltemi.config.yaml_source import read_value
 from meltemi.model.config import Config, Meta, SourceMap
 from meltemi.model.fields import Spec
@@ -67,6 +72,7 @@ def _check(mesh: MeshConfig, report: Report) -> None:
         if not getattr(mesh, name):
             report.error(name, "0 is not a port", "use 1 to 65535")
     locality(mesh.locality_lb_setting, "localityLbSetting", report)
+    zone_aware(mesh.zone_aware_lb_setting, "zoneAwareLbSetting", report)
     for name, names in (
         ("defaultServiceExportTo", mesh.default_service_export_to),
         ("defaultVirtualServiceExportTo", mesh.default_virtual_service_export_to),

@@ -18,9 +18,12 @@ from meltemi.model.destination_rule import (
     OutlierDetection,
     PortTrafficPolicy,
     TrafficPolicy,
+    ZoneAwareLbSetting,
 )
 from meltemi.model.origin import Level
+from meltemi.model.places import REGION_LABEL, SUBZONE_LABEL, ZONE_LABEL
 
+_PLACES = (REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL)
 _MAX_TABLE = 5_000_011  # Envoy's limit for a Maglev table; a prime
 
 
@@ -122,9 +125,7 @@ def _load_balancer(
         report.warn(where, "is deprecated", "use warmup.duration", "IST0002")
         checks.duration(settings.warmup_duration_secs, where, report, 1.0)
     locality(settings.locality_lb_setting, f"{path}.localityLbSetting", report)
-    if settings.zone_aware_lb_setting is not None:
-        where = f"{path}.zoneAwareLbSetting.failover"
-        _failover(settings.zone_aware_lb_setting.failover, where, report)
+    zone_aware(settings.zone_aware_lb_setting, f"{path}.zoneAwareLbSetting", report)
     fails_over = settings.locality_lb_setting and (
         settings.locality_lb_setting.failover or settings.locality_lb_setting.failover_priority
     )
@@ -148,6 +149,18 @@ def locality(setting: LocalityLbSetting | None, path: str, report: Report) -> No
         for name in distribute.to:
             _no_overlap(name, inner, join(f"{where}.to", name), report)
     _failover(setting.failover, f"{path}.failover", report)
+
+
+def zone_aware(setting: ZoneAwareLbSetting | None, path: str, report: Report) -> None:
+    """Regions fail over to others; places are no labels here, because they are compared anyway."""
+    if setting is None:
+        return
+    _failover(setting.failover, f"{path}.failover", report)
+    for index, entry in enumerate(setting.failover_priority):
+        name = entry.partition("=")[0]
+        if name in _PLACES:
+            text = f"{quoted(name)} is compared in any case, after the labels"
+            report.error(item(f"{path}.failoverPriority", index), text, "remove it")
 
 
 def _failover(failovers: Sequence[LocalityFailover], path: str, report: Report) -> None:

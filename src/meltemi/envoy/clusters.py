@@ -237,6 +237,11 @@ def _balancing(made: Any, balancer: Balancer) -> None:
     common = made.common_lb_config
     if balancer.locality_weighted:
         common.locality_weighted_lb_config.SetInParent()
+    elif balancer.zones is not None:
+        zones = common.zone_aware_lb_config
+        zones.routing_enabled.value = 100 if balancer.zones.enabled else 0
+        if balancer.zones.min_cluster_size is not None:
+            zones.min_cluster_size.value = balancer.zones.min_cluster_size
     if balancer.panic_threshold is not None and balancer.policy is not Balancing.CLUSTER_PROVIDED:
         common.healthy_panic_threshold.value = balancer.panic_threshold
     if balancer.policy is Balancing.RING_HASH and balancer.min_ring_size is not None:

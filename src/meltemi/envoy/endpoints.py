@@ -92,6 +92,8 @@ def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         if (not endpoint.service_port or endpoint.service_port == need.port_name)
         and _labels_match(need.subset, endpoint.labels)
         and (not need.node or endpoint.node_name == need.node)
+        and need.region in ("", endpoint.locality.split("/")[0])
+        and need.workload in ("", endpoint.workload)
         and endpoint.health not in (Health.TERMINATING, Health.UNHEALTHY)
         and (endpoint.health is not Health.DRAINING or need.draining)
         and (
@@ -116,9 +118,12 @@ def _grouped(need: EndpointNeed, endpoints: list[Endpoint]) -> dict[Group, list[
     """Endpoints by priority and locality, priorities made dense, in a stable order."""
     by_place: dict[tuple[int, str], list[Endpoint]] = {}
     for endpoint in endpoints:
-        by_place.setdefault(
-            (priority_of(need.policy, need.locality, endpoint), endpoint.locality), []
-        ).append(endpoint)
+        place = endpoint.locality
+        if need.policy.by_region:
+            place = "/".join(place.split("/")[:2])
+        by_place.setdefault((priority_of(need.policy, need.locality, endpoint), place), []).append(
+            endpoint
+        )
     dense = {old: new for new, old in enumerate(sorted({place[0] for place in by_place}))}
     distributed = bool(need.policy.enabled and need.policy.distribute)
     weights = locality_weights(need.policy, {place[1] for place in by_place}) if distributed else {}

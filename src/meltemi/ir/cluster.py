@@ -110,6 +110,17 @@ class Utilization:
 
 
 @value
+class ZoneRouting:
+    """Envoy's zone-aware routing: as much as possible stays in the caller's zone, spread as its own service is.
+
+    Envoy does it unasked where a proxy knows its own service, so that ``enabled`` False is said, too.
+    """
+
+    enabled: bool = True
+    min_cluster_size: int | None = None
+
+
+@value
 class Balancer:
     """The policy and its settings. ``warmup_s`` is slow start; ``locality_weighted`` needs locality weights."""
 
@@ -120,6 +131,7 @@ class Balancer:
     warmup_aggression: float | None = None
     warmup_min_percent: float | None = None
     locality_weighted: bool = False
+    zones: ZoneRouting | None = None  # never together with locality_weighted
     panic_threshold: float | None = 0.0
     override_host: bool = False
     utilization: Utilization | None = None

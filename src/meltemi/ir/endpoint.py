@@ -12,7 +12,8 @@ class LocalityPolicy:
     ``distribute`` holds (locality prefix, weight) of the rule that matches the proxy's locality.
     ``failover`` is (from region, to region). ``priority_labels`` are (label, the proxy's value), most
     important first. Without outlier detection Envoy cannot fail over, so ``enabled`` is False then. ``node``:
-    endpoints of this node come before all others.
+    endpoints of this node come before all others. ``by_region``: only regions are ranked, below the labels; what
+    is between zones is left to Envoy's zone-aware routing, to which subzones are nothing.
     """
 
     enabled: bool = False
@@ -20,6 +21,7 @@ class LocalityPolicy:
     failover: tuple[tuple[str, str], ...] = ()
     priority_labels: Pairs = ()
     node: str = ""
+    by_region: bool = False
 
 
 @value
@@ -44,3 +46,5 @@ class EndpointNeed:
     plaintext: tuple[tuple[Pairs, int], ...] = ()
     node: str = ""  # internalTrafficPolicy: Local keeps to this node
     draining: bool = False  # keep serving persistent sessions on draining endpoints
+    region: str = ""  # endpoints of this region only
+    workload: str = ""  # endpoints of this workload only

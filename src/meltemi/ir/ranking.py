@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from meltemi.ir.endpoint import LocalityPolicy
+from meltemi.model.places import place_label
 from meltemi.model.service import Endpoint
 
 
@@ -16,6 +17,14 @@ def _shared_levels(mine: str, other: str) -> int:
             break
         count += 1
     return count
+
+
+def endpoint_label(endpoint: Endpoint, name: str) -> str:
+    """What a priority compares: a label, or where the endpoint runs."""
+    place = place_label(
+        name, endpoint.locality, endpoint.network, endpoint.cluster, endpoint.node_name
+    )
+    return endpoint.labels.get(name, "") if place is None else place
 
 
 def priority_of(policy: LocalityPolicy, mine: str, endpoint: Endpoint) -> int:
@@ -35,23 +44,34 @@ def priority_of(policy: LocalityPolicy, mine: str, endpoint: Endpoint) -> int:
 
 
 def _priority_by_place(policy: LocalityPolicy, mine: str, endpoint: Endpoint) -> int:
+    if policy.by_region:
+        return _unmatched(policy, endpoint) * 3 + _region_rank(policy, mine, endpoint)
     if policy.priority_labels:
-        matched = 0
-        for label, wanted in policy.priority_labels:
-            if endpoint.labels.get(label, "") != wanted:
-                break
-            matched += 1
-        return len(policy.priority_labels) - matched
+        return _unmatched(policy, endpoint)
     if not mine or policy.distribute:
         return 0
     shared = _shared_levels(mine, endpoint.locality)
     if shared:
         return 3 - min(shared, 3)
-    region = mine.split("/")[0]
-    target = dict(policy.failover).get(region)
-    if not target:
-        return 3
-    return 3 if endpoint.locality.split("/")[0] == target else 4
+    return 2 + _region_rank(policy, mine, endpoint)
+
+
+def _unmatched(policy: LocalityPolicy, endpoint: Endpoint) -> int:
+    """How many of the labels do not count as equal: those from the first that differs."""
+    matched = 0
+    for label, wanted in policy.priority_labels:
+        if endpoint_label(endpoint, label) != wanted:
+            break
+        matched += 1
+    return len(policy.priority_labels) - matched
+
+
+def _region_rank(policy: LocalityPolicy, mine: str, endpoint: Endpoint) -> int:
+    """0 for the proxy's own region, 1 for where it fails over to (anywhere, when nothing is said), 2 for the rest."""
+    region, other = mine.split("/")[0], endpoint.locality.split("/")[0]
+    if region in ("", other):
+        return 0
+    return 1 if dict(policy.failover).get(region) in ("", None, other) else 2
 
 
 def _distribution(policy: LocalityPolicy, locality: str) -> tuple[str, int] | None:

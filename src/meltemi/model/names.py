@@ -12,6 +12,9 @@ BLACKHOLE_CLUSTER = "BlackHoleCluster"
 PASSTHROUGH_CLUSTER = "PassthroughCluster"
 BY_NAME_CLUSTER = "DynamicForwardProxyCluster"
 INBOUND_PASSTHROUGH_CLUSTER = "InboundPassthroughCluster"
+# The proxy's own service, for zone-aware routing: part of the start configuration, so it is called the same everywhere.
+LOCAL_CLUSTER = "local_cluster"
+SELF_DISCOVERY = "ENABLE_SELF_DISCOVERY"  # node metadata of proxies that have it
 VIRTUAL_OUTBOUND = "virtualOutbound"
 VIRTUAL_INBOUND = "virtualInbound"
 

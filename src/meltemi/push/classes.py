@@ -15,9 +15,11 @@ import re2
 
 from meltemi.config.mesh import SHAPING, shaping_settings
 from meltemi.model.config import Config, Key
-from meltemi.model.destination_rule import LocalityLbSetting
+from meltemi.model.destination_rule import LocalityLbSetting, ZoneAwareLbSetting
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.mesh import ProxyConfig
+from meltemi.model.names import SELF_DISCOVERY
+from meltemi.model.places import place_label
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.security import PolicyTargetReference
 from meltemi.model.service import PREFER_SAME_NODE, Protocol, Workload
@@ -52,6 +54,14 @@ class ServiceTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnPods:
+    """The endpoints that a proxy which discovers its own service counts as its equals."""
+
+    workload: str
+    template: str  # the pods' template: during a roll-out, old and new ones do not count together
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyClass:
     """What translation may know about a proxy.
 
@@ -60,6 +70,7 @@ class ProxyClass:
     locality priorities compare. ``dns_capture``: names resolve to
     automatically allocated addresses. ``http10``: HTTP/1.0 is accepted, too. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
     ``settings`` are what the proxy's own ProxyConfig says about traffic, where that differs from the mesh's.
+    ``own_pods``: the proxy asks for its own service's endpoints, so Envoy can compare zones.
     """
 
     type: NodeType
@@ -81,6 +92,7 @@ class ProxyClass:
     dns_capture: bool = False
     http10: bool = False
     settings: ProxyConfig | None = None
+    own_pods: OwnPods | None = None
 
     @property
     def is_gateway(self) -> bool:
@@ -258,18 +270,44 @@ def _proxy_matches(spec: EnvoyFilter, index: int, proxy: Proxy) -> bool:
 def _priority_labels(context: PushContext) -> set[str]:
     """Labels that locality priorities compare; ``label=value`` entries name theirs themselves."""
     found: set[str] = set()
-    settings: list[LocalityLbSetting | None] = [context.mesh.locality_lb_setting]
+    mesh = context.mesh
+    settings: list[LocalityLbSetting | ZoneAwareLbSetting | None] = [
+        mesh.locality_lb_setting,
+        mesh.zone_aware_lb_setting,
+    ]
     for config in context.destination_rules:
-        policies = [config.spec.traffic_policy, *(s.traffic_policy for s in config.spec.subsets)]
-        settings += [
-            policy.load_balancer.locality_lb_setting
-            for policy in policies
-            if policy is not None and policy.load_balancer is not None
-        ]
+        spec = config.spec
+        policies = [spec.traffic_policy, *(s.traffic_policy for s in spec.subsets)]
+        for policy in [policy for policy in policies if policy is not None]:
+            for balancer in (
+                policy.load_balancer,
+                *(port.load_balancer for port in policy.port_level_settings),
+            ):
+                if balancer is not None:
+                    settings += [balancer.locality_lb_setting, balancer.zone_aware_lb_setting]
     for setting in settings:
         if setting is not None:
             found |= {entry for entry in setting.failover_priority if "=" not in entry}
     return found
+
+
+def _priority_label(proxy: Proxy, name: str) -> str:
+    """The proxy's own value of a label that locality priorities compare."""
+    node = str(proxy.metadata.get("NODE_NAME", ""))
+    place = place_label(name, proxy.locality, proxy.network, proxy.cluster_id, node)
+    return proxy.labels.get(name, "") if place is None else place
+
+
+def _own_pods(context: PushContext, proxy: Proxy) -> OwnPods | None:
+    if proxy.type is not NodeType.SIDECAR or not _truth(proxy, SELF_DISCOVERY):
+        return None
+    # By the name that the workload's endpoints have.
+    name = workload_of(context, proxy).workload_name or proxy.workload_name
+    return OwnPods(name, proxy.labels.get("pod-template-hash", ""))
+
+
+def _truth(proxy: Proxy, key: str) -> bool:
+    return str(proxy.metadata.get(key, "")).lower() in ("true", "1")
 
 
 def _families(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -312,13 +350,14 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         targets=service_targets(context, proxy),
         selectors=frozenset(labels for labels in wanted if selects(labels, proxy.labels)),
         patches=_matched_patches(context, proxy),
-        label_values=tuple(sorted((name, proxy.labels.get(name, "")) for name in labels)),
+        label_values=tuple(sorted((name, _priority_label(proxy, name)) for name in labels)),
         mark=int(mark) if _DIGITS.match(mark) else 0,
         families=_families(proxy.addresses),
         unprivileged=proxy.bind_ports_unprivileged,
         interception=proxy.interception_mode,
         node=str(proxy.metadata.get("NODE_NAME", "")) if node_local else "",
-        dns_capture=str(proxy.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1"),
+        dns_capture=_truth(proxy, "DNS_CAPTURE"),
         http10=str(proxy.metadata.get("HTTP10", "")) == "1",
         settings=_settings(context, proxy),
+        own_pods=_own_pods(context, proxy),
     )

@@ -16,6 +16,7 @@ from meltemi.model.config import Meta
 from meltemi.model.frozen import FrozenMap
 from meltemi.model.names import kube_hostname, spiffe_id
 from meltemi.model.origin import Origin
+from meltemi.model.places import REGION_LABEL, SUBZONE_LABEL, ZONE_LABEL, labelled_locality
 from meltemi.model.service import Endpoint, Health, Port, Resolution, Service, Workload
 from meltemi.registry.protocol import port_protocol
 
@@ -23,10 +24,8 @@ EXPORT_TO = "networking.istio.io/exportTo"
 TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 TLS_MODE = "security.istio.io/tlsMode"
 NETWORK = "topology.istio.io/network"
-LOCALITY = ("topology.istio.io/locality", "istio-locality")
-REGION = ("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region")
-ZONE = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone")
-SUBZONE = "topology.istio.io/subzone"
+REGION = (REGION_LABEL, "failure-domain.beta.kubernetes.io/region")
+ZONE = (ZONE_LABEL, "failure-domain.beta.kubernetes.io/zone")
 SERVICE_NAME = "kubernetes.io/service-name"
 WORKLOAD_NAME = "service.istio.io/workload-name"
 _SERVICE_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
@@ -159,20 +158,11 @@ def node_locality(node: k8s.Node | None) -> str:
     labels = (node.metadata.labels if node else None) or {}
     region = next((labels[key] for key in REGION if key in labels), "")
     zone = next((labels[key] for key in ZONE if key in labels), "")
-    return _locality(region, zone, labels.get(SUBZONE, ""))
+    return _locality(region, zone, labels.get(SUBZONE_LABEL, ""))
 
 
 def _locality(region: str, zone: str, subzone: str) -> str:
     return "/".join((region, zone, subzone)).rstrip("/")
-
-
-def _labelled_locality(labels: Mapping[str, str]) -> str:
-    """A pod's own locality label; label values cannot hold ``/``, so ``.`` separates there."""
-    for key in LOCALITY:
-        value = labels.get(key, "")
-        if value:
-            return value if "/" in value else value.replace(".", "/", 2)
-    return ""
 
 
 def workload_from(pod: k8s.Pod, node: k8s.Node | None, settings: RegistrySettings) -> Workload:
@@ -193,7 +183,7 @@ def workload_from(pod: k8s.Pod, node: k8s.Node | None, settings: RegistrySetting
         workload_name=labels.get(WORKLOAD_NAME, name),
         workload_kind=kind,
         node_name=pod.spec.node_name,
-        locality=_labelled_locality(labels) or node_locality(node),
+        locality=labelled_locality(labels) or node_locality(node),
         network=labels.get(NETWORK, settings.network),
         cluster=settings.cluster_id,
         ports=tuple(

@@ -10,14 +10,15 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meltemi.adapters.envoy_process import find_envoy, signal_envoy
 from meltemi.agent.bootstrap import build_environment, build_node
-from meltemi.agent.settings import ProxySettings, parse_proxy_config
-from meltemi.model.frozen import thaw
+from meltemi.agent.offline import offline_settings
+from meltemi.agent.own_service import add_own_service
+from meltemi.agent.settings import ProxySettings
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing.rewire import RIG_CLUSTER, Place
 
@@ -34,35 +35,12 @@ class ProxyFailed(RuntimeError):
     """An Envoy did not start or ended; the text holds its log."""
 
 
-def settings_of(proxy: OfflineProxy, trust_domain: str) -> ProxySettings:
-    """What the agent would know about the proxy."""
-    config, _ = parse_proxy_config(thaw(proxy.settings))
-    mode = "NONE" if proxy.router else "REDIRECT"
-    return ProxySettings(
-        node_type="router" if proxy.router else "sidecar",
-        config=replace(config, interception_mode=mode),
-        pod_name=proxy.name,
-        namespace=proxy.namespace,
-        service_account=proxy.service_account,
-        instance_ip=proxy.address,
-        node_name=proxy.node,
-        labels=dict(proxy.labels),
-        annotations=dict(proxy.annotations),
-        trust_domain=trust_domain,
-        metadata={
-            **proxy.metadata,
-            "WORKLOAD_NAME": proxy.workload,
-            "CLUSTER_ID": "Kubernetes",
-        },
-    )
-
-
 def build_bootstrap(settings: ProxySettings, place: Place, socket: Path) -> dict[str, Any]:
     """The smallest bootstrap that gives a proxy its node, its stream, and a listener that tells which configuration it has."""
     source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
     node = build_node(settings)
     node["metadata"].pop("UNPRIVILEGED_POD", None)
-    return {
+    made: dict[str, Any] = {
         "node": node,
         "admin": {"address": _address(place.address, ADMIN_PORT)},
         "stats_config": {"use_all_default_tags": False},
@@ -92,6 +70,8 @@ def build_bootstrap(settings: ProxySettings, place: Place, socket: Path) -> dict
             "listeners": [_epoch_listener(place.address, source)],
         },
     }
+    add_own_service(made, settings)
+    return made
 
 
 def _address(address: str, port: int) -> dict[str, Any]:
@@ -235,7 +215,7 @@ async def start_proxy(
 
     :raises EnvoyMissingError: when there is no Envoy binary.
     """
-    settings = settings_of(proxy, trust_domain)
+    settings = offline_settings(proxy, trust_domain)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     bootstrap = folder / "bootstrap.json"
     bootstrap.write_text(json.dumps(build_bootstrap(settings, place, socket)), encoding="utf-8")

@@ -12,6 +12,7 @@ from meltemi.ir.cluster import (
     Outlier,
     Thresholds,
     Utilization,
+    ZoneRouting,
 )
 from meltemi.ir.endpoint import LocalityPolicy
 from meltemi.ir.route import HashPolicy
@@ -22,6 +23,7 @@ from meltemi.model.destination_rule import (
     OutlierDetection,
     TcpKeepalive,
     TrafficPolicy,
+    ZoneAwareLbSetting,
 )
 from meltemi.model.mesh import MeshConfig
 from meltemi.model.service import PREFER_SAME_NODE, PREFER_SAME_ZONE, Port, Protocol, Service
@@ -123,8 +125,19 @@ def outlier(rule: OutlierDetection | None) -> Outlier | None:
     )
 
 
+def zone_setting(policy: TrafficPolicy, mesh: MeshConfig) -> ZoneAwareLbSetting | None:
+    """The zone-aware settings that hold, or None. A rule's locality settings win over the mesh's zone-aware ones."""
+    own = balancer_of(policy)
+    chosen = own.zone_aware_lb_setting
+    if chosen is None and own.locality_lb_setting is None:
+        chosen = mesh.zone_aware_lb_setting
+    return chosen if chosen is not None and chosen.enabled is not False else None
+
+
 def locality_setting(policy: TrafficPolicy, mesh: MeshConfig) -> LocalityLbSetting | None:
-    """The locality settings that hold, or None when they are off."""
+    """The locality settings that hold, or None when they are off, as where zone-aware ones hold."""
+    if zone_setting(policy, mesh) is not None:
+        return None
     own = balancer_of(policy).locality_lb_setting
     chosen = own if own is not None else mesh.locality_lb_setting
     if chosen is None or chosen.enabled is False:
@@ -132,7 +145,17 @@ def locality_setting(policy: TrafficPolicy, mesh: MeshConfig) -> LocalityLbSetti
     return chosen
 
 
-def balancer(policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType) -> Balancer:
+def _zones(policy: TrafficPolicy, mesh: MeshConfig, proxy: ProxyClass) -> ZoneRouting | None:
+    """Zone-aware routing; off must be said to proxies that would do it unasked."""
+    setting = zone_setting(policy, mesh)
+    if setting is None:
+        return ZoneRouting(enabled=False) if proxy.own_pods is not None else None
+    return ZoneRouting(min_cluster_size=setting.min_cluster_size)
+
+
+def balancer(
+    policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType, proxy: ProxyClass
+) -> Balancer:
     """How an endpoint is chosen."""
     settings = balancer_of(policy)
     if kind in (ClusterType.ORIGINAL_DST, ClusterType.BY_NAME):
@@ -149,6 +172,7 @@ def balancer(policy: TrafficPolicy, mesh: MeshConfig, kind: ClusterType) -> Bala
         warmup_aggression=warm.aggression if warm is not None else None,
         warmup_min_percent=warm.minimum_percent if warm is not None else None,
         locality_weighted=weighted,
+        zones=None if weighted else _zones(policy, mesh, proxy),
     )
 
 
@@ -209,7 +233,8 @@ def _distribution_of(
     policy: TrafficPolicy, service: Service, proxy: ProxyClass
 ) -> LocalityPolicy | None:
     """What the Service's trafficDistribution asks for; a DestinationRule's own locality settings win."""
-    if balancer_of(policy).locality_lb_setting is not None:
+    own = balancer_of(policy)
+    if own.locality_lb_setting is not None or own.zone_aware_lb_setting is not None:
         return None
     if service.traffic_distribution == PREFER_SAME_NODE:
         return LocalityPolicy(enabled=True, node=proxy.node)
@@ -225,6 +250,14 @@ def locality_policy(
     asked = _distribution_of(policy, service, proxy)
     if asked is not None:
         return asked
+    zones = zone_setting(policy, mesh)
+    if zones is not None:
+        return LocalityPolicy(
+            enabled=True,
+            by_region=True,
+            failover=tuple((entry.from_, entry.to) for entry in zones.failover),
+            priority_labels=tuple(_priority(entry, proxy) for entry in zones.failover_priority),
+        )
     setting = locality_setting(policy, mesh)
     if setting is None:
         return LocalityPolicy()

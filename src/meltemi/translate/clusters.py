@@ -22,6 +22,7 @@ from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
     BY_NAME_CLUSTER,
     INBOUND_PASSTHROUGH_CLUSTER,
+    LOCAL_CLUSTER,
     PASSTHROUGH_CLUSTER,
     outbound_cluster,
 )
@@ -160,7 +161,7 @@ def _outbound(
         name=outbound_cluster(service.hostname, port.number, name),
         type=kind,
         connect_timeout_s=tcp.connect_timeout or mesh.connect_timeout,
-        balancer=tuning.balancer(policy, mesh, kind),
+        balancer=tuning.balancer(policy, mesh, kind, build.proxy),
         thresholds=tuning.thresholds(policy),
         http=http,
         outlier=tuning.outlier(policy.outlier_detection),
@@ -180,6 +181,38 @@ def _outbound(
     )
 
 
+def _compared(policy: LocalityPolicy, mine: str) -> str:
+    """What of the proxy's own place its endpoints' ranking depends on."""
+    if not policy.enabled:
+        return ""
+    return mine.split("/")[0] if policy.by_region else mine
+
+
+def own_service(build: Build) -> list[EndpointNeed]:
+    """The endpoints of the proxy's own service, if it asks for them: those of its region, workload and template.
+
+    They are the first service's that selects it, and none when no service does: it is answered all the same, because Envoy
+    waits for them before it asks for anything else.
+    """
+    own = build.proxy.own_pods
+    if own is None:
+        return []
+    targets = build.proxy.targets[:1]
+    return [
+        EndpointNeed(
+            cluster=LOCAL_CLUSTER,
+            hostname=targets[0].hostname if targets else "",
+            namespace=targets[0].namespace if targets else "",
+            port_name=targets[0].port_name if targets else "",
+            port=targets[0].port if targets else 0,
+            subset=(("pod-template-hash", own.template),) if own.template else (),
+            policy=LocalityPolicy(enabled=True, by_region=True),
+            region=build.proxy.locality.split("/")[0],
+            workload=own.workload,
+        )
+    ]
+
+
 def endpoint_need(
     build: Build, service: Service, port: Port, rule: Rule | None, subset: Subset | None
 ) -> EndpointNeed:
@@ -195,7 +228,7 @@ def endpoint_need(
         port=port.number,
         subset=selector(subset.labels if subset is not None else None),
         # Only a policy that compares localities makes clusters differ between them.
-        locality=build.proxy.locality if locality.enabled else "",
+        locality=_compared(locality, build.proxy.locality),
         network=build.proxy.network if networks.gateways else "",
         gateways=networks.gateways,
         ranges=networks.ranges,

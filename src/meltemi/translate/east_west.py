@@ -45,7 +45,7 @@ def east_west_clusters(build: Build) -> tuple[list[Cluster], list[EndpointNeed]]
                         name=name,
                         type=ClusterType.EDS,
                         connect_timeout_s=mesh.connect_timeout,
-                        balancer=tuning.balancer(policy, mesh, ClusterType.EDS),
+                        balancer=tuning.balancer(policy, mesh, ClusterType.EDS, build.proxy),
                         thresholds=tuning.thresholds(policy),
                         service=(service.hostname, short_name(service), service.namespace),
                         origins=(service.origin,),

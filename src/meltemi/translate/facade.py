@@ -8,7 +8,7 @@ from meltemi.push.classes import ProxyClass
 from meltemi.push.context import PushContext
 from meltemi.translate.authorization import selected
 from meltemi.translate.build import Build
-from meltemi.translate.clusters import fixed_clusters, outbound_clusters
+from meltemi.translate.clusters import fixed_clusters, outbound_clusters, own_service
 from meltemi.translate.east_west import east_west_clusters
 from meltemi.translate.envoy_filters import patches_for
 from meltemi.translate.gateway_secrets import proxy_secrets
@@ -29,6 +29,7 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         return known
     build = Build(context, proxy_class, build_scope(context, proxy_class))
     clusters, needs = outbound_clusters(build)
+    needs += own_service(build)
     fixed = fixed_clusters(build)
     listeners: list[Listener]
     if proxy_class.is_gateway:
