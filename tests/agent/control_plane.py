@@ -34,6 +34,7 @@ from meltemi.protos import ca_pb2
 DESCRIPTORS = (cluster_pb2, listener_pb2, stats_pb2, router_pb2, http_connection_manager_pb2)
 CDS = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 LDS = "type.googleapis.com/envoy.config.listener.v3.Listener"
+HEALTH = "type.googleapis.com/istio.v1.HealthInformation"
 ISTIOD = "istiod.istio-system.svc"
 
 
@@ -112,6 +113,7 @@ class ControlPlane:
     tokens: list[str] = field(default_factory=list)
     stream_tokens: list[str] = field(default_factory=list)
     nodes: list[Any] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)  # of health: "" or what is wrong
     requests: int = 0
     port: int = 0
     host: str = "127.0.0.1"
@@ -169,6 +171,9 @@ class ControlPlane:
         for request in requests:
             if request.node.id:
                 self.nodes.append(request.node)
+            if request.type_url == HEALTH:
+                self.reports.append(request.error_detail.message)
+                continue
             if request.type_url in sent:
                 continue
             sent.add(request.type_url)

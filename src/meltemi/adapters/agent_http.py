@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -173,17 +174,25 @@ async def open_request(
     host: str = "127.0.0.1",
     accept: str = "",
     timeout_s: float = 5.0,
+    more: Sequence[tuple[str, str]] = (),
+    tls: ssl.SSLContext | None = None,
+    source: str = "",
 ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
     """Status and body stream of one request.
+
+    ``more`` are headers, a Host among them replaces ``host``; ``source`` is the address to call from.
 
     :raises OSError: when there is no connection or it breaks.
     :raises TimeoutError: when a piece takes longer than ``timeout_s``.
     """
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(host, port)
+        local = (source, 0) if source else None
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, local_addr=local)
     try:
         connection = h11.Connection(h11.CLIENT)
-        headers = [("host", f"{host}:{port}"), ("connection", "close"), ("content-length", "0")]
+        headers = [("connection", "close"), ("content-length", "0"), *more]
+        if not any(name.lower() == "host" for name, _ in more):
+            headers.insert(0, ("host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
         if accept:
             headers.append(("accept", accept))
         writer.write(

@@ -40,11 +40,13 @@ from meltemi.agent.bootstrap import (
     is_plaintext,
     server_name,
 )
+from meltemi.agent.health import Probe
 from meltemi.agent.metrics import AgentCounters, DnsCounters, find_scrape_target
 from meltemi.agent.readiness import count_connections
 from meltemi.agent.settings import ProxySettings
 
 if TYPE_CHECKING:
+    from meltemi.adapters.agent_health import HealthWatch
     from meltemi.adapters.agent_pod_dns import PodDns
 
 _TIMER_S_MAX = 600.0  # look at the wall clock again this often: it may jump, and machines may sleep
@@ -85,6 +87,7 @@ class AgentRuntime:
         self._token_version = 0
         self._mesh_root = self._mesh_crl = ""
         self._dns: PodDns | None = None
+        self._health: HealthWatch | None = None
         self._resolver_port = 0
 
     # --- the life ---------------------------------------------------------------------------------
@@ -111,6 +114,9 @@ class AgentRuntime:
                 self._spawn(self._watch_files())
                 if self._dns is not None:
                     self._spawn(self._dns.follow(_chance))
+                if self._settings.probe is not None:
+                    self._health = self._watch_health(self._settings.probe)
+                    self._spawn(self._health.run(_chance))
                 await self._handle_events()
                 self._cancel_all()
         finally:
@@ -128,6 +134,11 @@ class AgentRuntime:
         self._counters.dns = DnsCounters()
         self._dns = PodDns(self._settings, self._counters.dns, self._log)
         self._resolver_port = await self._dns.start()
+
+    def _watch_health(self, probe: Probe) -> HealthWatch:
+        from meltemi.adapters.agent_health import HealthWatch
+
+        return HealthWatch(self._settings, probe, self._log)
 
     def stop(self) -> None:
         """Drain and end."""
@@ -410,6 +421,7 @@ class AgentRuntime:
         return {
             "node": self._settings.node_id,
             "identity": self._settings.identity,
+            **({"health": self._health.describe()} if self._health is not None else {}),
             "discoveryAddress": self._settings.config.discovery_address,
             "envoy": {
                 "phase": self._supervision.phase.value,

@@ -93,7 +93,7 @@ def build_bootstrap(
             "listeners": [_prometheus_listener(settings), _health_listener(settings, probes)],
         },
     }
-    if settings.dns_capture:
+    if settings.calls_istiod:
         bootstrap["static_resources"]["listeners"].append(_xds_listener(settings))
     if resolver_port:
         bootstrap["typed_dns_resolver_config"] = _resolver(resolver_port)
@@ -135,7 +135,10 @@ def build_node(settings: ProxySettings) -> dict[str, Any]:
     network = labels.get("topology.istio.io/network")
     if network:
         metadata["NETWORK"] = network
+    place = labels.get("istio-locality", "").replace(".", "/").split("/")
+    locality = dict(zip(("region", "zone", "sub_zone"), filter(None, place), strict=False))
     return {
+        **({"locality": locality} if locality else {}),
         "id": settings.node_id,
         "cluster": settings.config.service_cluster
         or f"{workload_app(settings)}.{settings.namespace}",

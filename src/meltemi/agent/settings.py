@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from meltemi.agent.health import Probe, parse_probe
+
 VERSION = (
     "1.32.0"  # the Istio API level that istiod and EnvoyFilter matches see in the node metadata
 )
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MACHINE_LABELS = "ISTIO_METAJSON_LABELS"
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)(ns|us|µs|ms|s|m|h)")
 
 
@@ -96,6 +99,7 @@ class ProxySettings:
     output_certs: str = ""
     dns_address: str = "127.0.0.1:15053"
     dns_parallel: bool = False
+    probe: Probe | None = None  # of a machine's workload; pods are probed by their kubelet
     # Kubelets rotate a token at 80 % of its hours; a quarter of a minute is soon enough.
     file_watch_s: float = 15.0
 
@@ -131,6 +135,11 @@ class ProxySettings:
         """Whether the agent answers the pod's DNS questions."""
         wanted = str(self.metadata.get("DNS_CAPTURE", "")).lower() in ("true", "1")
         return wanted and self.node_type == "sidecar"
+
+    @property
+    def calls_istiod(self) -> bool:
+        """Whether the agent itself talks to istiod, through Envoy."""
+        return self.dns_capture or self.probe is not None
 
     @property
     def xds_socket(self) -> str:
@@ -292,6 +301,8 @@ def parse_settings(
     flag = {name: value for name, value in (flags or {}).items() if value}
     default = ProxySettings()
     pod_annotations = parse_labels(annotations)
+    probe, wrong = parse_probe(config.raw.get("readinessProbe"))
+    problems += wrong
     mode = read.text("ISTIO_META_INTERCEPTION_MODE", config.interception_mode)
     if node_type != "sidecar":
         mode = "NONE"
@@ -306,7 +317,7 @@ def parse_settings(
         host_ip=read.text("HOST_IP"),
         node_name=read.text("ISTIO_META_NODE_NAME"),
         domain=flag.get("domain", ""),
-        labels=parse_labels(labels),
+        labels=parse_labels(labels) or _machine_labels(environment),
         annotations=pod_annotations,
         trust_domain=flag.get("trust-domain", read.text("TRUST_DOMAIN", default.trust_domain)),
         metadata=derive_metadata(environment, problems),
@@ -343,6 +354,7 @@ def parse_settings(
             "localhost:", "127.0.0.1:"
         ),
         dns_parallel=read.boolean("DNS_FORWARD_PARALLEL"),
+        probe=probe,
         file_watch_s=max(0.05, read.seconds("MESH_FILE_WATCH_INTERVAL", default.file_watch_s)),
     )
     return settings, problems
@@ -373,12 +385,22 @@ def derive_metadata(environment: Mapping[str, str], problems: list[str]) -> dict
                 problems.append(f"environment variable {name} is not JSON: {error}")
                 continue
             if isinstance(parsed, Mapping):
-                found.update(parsed)
+                # A machine's labels are no keys of the metadata.
+                found.update(parsed if name != _MACHINE_LABELS else {})
             else:
                 found[name.removeprefix("ISTIO_METAJSON_")] = parsed
         elif name.startswith("ISTIO_META_"):
             found[name.removeprefix("ISTIO_META_")] = value
     return found
+
+
+def _machine_labels(environment: Mapping[str, str]) -> dict[str, str]:
+    """Where no pod has labels: those that ``meltemi x workload entry configure`` wrote. What is wrong with them is told elsewhere."""
+    try:
+        found = _mapping(json.loads(environment.get(_MACHINE_LABELS) or "{}"))
+    except (ValueError, TypeError):
+        return {}
+    return {str(name): str(value) for name, value in found.items()}
 
 
 def _bytes(text: str) -> int:

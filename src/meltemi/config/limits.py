@@ -128,7 +128,6 @@ _LIMITS = (
         )
         for kind in ("EnvoyFilter", "TrafficExtension")
     ),
-    _no("WorkloadGroup.probe", "is only kept: agents do not probe", "remove it"),
     *(
         _no(
             f"EnvoyFilter.configPatches.match.waypoint.{name}",
@@ -249,11 +248,6 @@ _LIMITS = (
             *(
                 (name, "has no effect", "have the proxies' metrics collected by Prometheus")
                 for name in ("envoyMetricsService", "envoyMetricsServiceAddress")
-            ),
-            (
-                "readinessProbe",
-                "has no effect: it is for machines, whose services are not probed",
-                "write the probe into the pod",
             ),
             (
                 "caCertificatesPem",
