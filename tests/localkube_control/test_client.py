@@ -210,6 +210,27 @@ async def test_an_informer_resumes_after_a_bookmark_and_lists_anew_when_told(
     await informer.close()
 
 
+async def test_the_write_that_ends_an_object_ends_it_in_the_copy(
+    rough: tuple[RoughServer, ApiClient],
+) -> None:
+    """Taking off the last finalizer deletes: the answer and the DELETED event share a version."""
+    server, client = rough
+    events = [event("ADDED", "b", "7"), event("DELETED", "a", "9")]
+    server.script = [listing("5", a="3"), (200, events)]
+    informer = Informer(client, PODS)
+
+    def answered(old: Any, new: Any) -> None:
+        if old is None and new["metadata"]["name"] == "b":
+            informer.offer(event("", "a", "9")["object"])
+
+    informer.on_change(answered)
+    informer.start()
+    async with asyncio.timeout(10):
+        while informer.keys() != ["b"]:
+            await asyncio.sleep(0.01)
+    await informer.close()
+
+
 async def test_watch_lines_may_be_long_and_come_in_pieces(
     rough: tuple[RoughServer, ApiClient],
 ) -> None:

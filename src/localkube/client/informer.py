@@ -201,12 +201,18 @@ class Informer:
             self._seen = max(self._seen, int(version))
 
     def _told(self, kind: str, obj: Object) -> None:
-        """One event of the watch; skipped if `offer` brought a newer state of that object."""
-        key = object_key(obj)
+        """One event of the watch; skipped if `offer` brought a newer state of that object.
+
+        The write that takes the last finalizer off is the deletion: its answer, offered, has the
+        version of the DELETED event, which must not be skipped.
+        """
+        key, gone = object_key(obj), kind == "DELETED"
         known, version = self._objects.get(key), _version(obj)
-        if known is not None and version.isdigit() and int(_version(known)) >= int(version):
-            return
-        self._apply(key, None if kind == "DELETED" else obj)
+        if known is not None and version.isdigit():
+            newer = int(_version(known)) - int(version)
+            if newer > 0 or (newer == 0 and not gone):
+                return
+        self._apply(key, None if gone else obj)
 
     def _apply(self, key: str, new: Object | None) -> None:
         old = self._objects.get(key)
