@@ -27,6 +27,8 @@ from localkube.supervisor.state import (
     wait_until_free,
 )
 
+# What the user typed to get here, when another program fronts this one: for what we tell them to type.
+PROGRAM: Final = os.environ.get("LOCALKUBE_PROGRAM", "localkube")
 _NOT_RUNNING: Final = 3
 _NODE_NAME: Final = "node0"
 _DOWN_DEADLINE: Final = 80.0  # seconds; longer than the longest drain
@@ -60,7 +62,7 @@ def fail(message: str) -> None:
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="meltemi", prog_name="localkube")
+@click.version_option(package_name="meltemi", prog_name=PROGRAM)
 def main() -> None:
     """A one-machine Kubernetes: pods are processes, nothing needs root or a container engine."""
 
@@ -171,7 +173,7 @@ def _print_data(data: dict[str, Any], output: str) -> None:
 @main.command()
 @name_option
 def env(name: str) -> None:
-    """Print the shell lines that point kubectl at the cluster: eval "$(localkube env)"."""
+    """Print the shell lines that point kubectl at the cluster, for eval "$(...)"."""
     state = state_directory(name)
     if not state.kubeconfig.exists():
         fail(f"cluster {name!r} has never been started: run `localkube up --detach` first")
@@ -296,9 +298,9 @@ class _Display:
         suffix = "" if self._state.name == DEFAULT_NAME else f" --name {self._state.name}"
         click.echo(
             f"cluster {self._state.name!r} is up at https://127.0.0.1:{settings.api_port}\n"
-            f'point kubectl at it:  eval "$(localkube env{suffix})"'
+            f'point kubectl at it:  eval "$({PROGRAM} env{suffix})"'
         )
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=PROGRAM)

@@ -365,23 +365,47 @@ def test_eviction_respects_budgets(api: ApiProcess, namespace: str) -> None:
     pod = _pod("p", nodeName="n1")
     pod["metadata"]["labels"] = {"app": "x"}
     _create(api, path, pod)
-    api.patch(f"{path}/p/status", {"status": {"phase": "Running"}})
+    running = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    for name in ("p", "q"):
+        if name == "q":
+            _create(api, path, {**pod, "metadata": {**pod["metadata"], "name": "q"}})
+        api.patch(f"{path}/{name}/status", {"status": running})
     budgets = f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets"
     selector = {"matchLabels": {"app": "x"}}
     _create(api, budgets, {"metadata": {"name": "b"}, "spec": {"selector": selector}})
     status = {
         "disruptionsAllowed": 0,
-        "currentHealthy": 1,
+        "currentHealthy": 2,
         "desiredHealthy": 1,
-        "expectedPods": 1,
+        "expectedPods": 2,
     }
     assert api.patch(f"{budgets}/b/status", {"status": status}).status == 200
     eviction = {"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": "p"}}
     held = api.post(f"{path}/p/eviction", eviction)
-    assert (held.status, held.headers["Retry-After"]) == (429, "10")
+    # Without Retry-After: with it, client libraries repeat by themselves and kubectl drain is mute.
+    assert (held.status, held.headers.get("Retry-After")) == (429, None)
     api.patch(f"{budgets}/b/status", {"status": {"disruptionsAllowed": 1}})
     assert api.post(f"{path}/p/eviction", eviction).status == 201
     assert api.get(f"{path}/p").body["metadata"]["deletionTimestamp"]
+    # Nobody has counted anew, and still the second one is held back.
+    second = api.post(f"{path}/q/eviction", {**eviction, "metadata": {"name": "q"}})
+    assert second.status == 429
+    assert "needs 1 healthy pods and has 1" in second.body["details"]["causes"][0]["message"]
+    # A pod that serves nobody may go.
+    unready = {**running, "conditions": [{"type": "Ready", "status": "False"}]}
+    _create(api, path, {**pod, "metadata": {**pod["metadata"], "name": "r"}})
+    api.patch(f"{path}/r/status", {"status": unready})
+    gone = api.post(f"{path}/r/eviction", {**eviction, "metadata": {"name": "r"}})
+    assert gone.status == 201
+
+
+def test_an_unknown_subresource_answers_as_kubectl_debug_expects(
+    api: ApiProcess, namespace: str
+) -> None:
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    _create(api, path, _pod("p"))
+    refused = api.patch(f"{path}/p/ephemeralcontainers", {"spec": {}})
+    assert (refused.status, refused.reason, refused.body["details"]) == (404, "NotFound", {})
 
 
 def test_logs_of_a_pod_without_a_node_say_so(api: ApiProcess, namespace: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from localkube.client import ApiStatusError, ResourceType
 from localkube.client.resources import (
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     CUSTOM_RESOURCE_DEFINITIONS,
     DEPLOYMENTS,
@@ -380,3 +381,21 @@ async def test_the_dns_service_is_there_and_comes_back(api: Api, controllers: Co
         found = await api.until(lambda: api.client.get(SERVICES, "kube-dns", "kube-system"))
         assert found["spec"]["clusterIP"] == "10.96.0.10"
         await api.client.delete(SERVICES, "kube-dns", "kube-system")
+
+
+async def test_aggregated_roles_have_their_rules_written_down(
+    api: Api, controllers: Controllers
+) -> None:
+    rule = {"verbs": ["get"], "apiGroups": [""], "resources": ["nodes"]}
+    selector = {"matchLabels": {"part-of": "watchers"}}
+    aggregate = {"metadata": {"name": "watchers"}}
+    part = {"metadata": {"name": "part", "labels": {"part-of": "watchers"}}, "rules": [rule]}
+    await api.client.create(
+        CLUSTER_ROLES, {**aggregate, "aggregationRule": {"clusterRoleSelectors": [selector]}}
+    )
+    await api.client.create(CLUSTER_ROLES, part)
+
+    async def rules() -> bool:
+        return (await api.client.get(CLUSTER_ROLES, "watchers")).get("rules") == [rule]
+
+    await api.until(rules)

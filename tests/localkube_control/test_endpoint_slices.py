@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from localkube.controllers.actions import Create, Delete, Update
 from localkube.controllers.endpoint_slices import (
     MAX_ENDPOINTS,
     endpoints_object,
     slices_to_write,
 )
-from localkube_control.objects import meta, node, pod, service
+from localkube.controllers.mirroring import plan_mirror
+from localkube_control.objects import meta, node, of_type, pod, service
 
 NODES = {"node0": node()}
 
@@ -131,3 +133,48 @@ def test_endpoints_split_ready_from_waiting_and_forget_the_terminating() -> None
     assert [a["ip"] for a in subset["notReadyAddresses"]] == ["10.0.0.2"]
     assert subset["ports"] == [{"name": "http", "protocol": "TCP", "port": 8000}]
     assert endpoints_object(svc, pods, wanted) is None
+
+
+def written_by_hand(**metadata: Any) -> dict[str, Any]:
+    addresses = [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]
+    subset = {
+        "addresses": addresses,
+        "notReadyAddresses": [{"ip": "192.0.2.2", "hostname": "b"}],
+        "ports": [{"name": "http", "port": 8080}],
+    }
+    return {"metadata": meta("web", **metadata), "subsets": [subset]}
+
+
+def test_endpoints_written_by_hand_become_slices() -> None:
+    endpoints, bare = written_by_hand(labels={"team": "a"}), service(selector=None)
+    slices = [a.object for a in of_type(plan_mirror(endpoints, bare, []), Create)]
+    assert [s["addressType"] for s in slices] == ["IPv4", "IPv6"]
+    assert slices[0]["endpoints"] == [
+        {"addresses": ["192.0.2.1"], "conditions": {"ready": True}},
+        {"addresses": ["192.0.2.2"], "conditions": {"ready": False}, "hostname": "b"},
+    ]
+    assert slices[0]["ports"] == [{"name": "http", "protocol": "TCP", "port": 8080}]
+    assert slices[0]["metadata"]["labels"] == {
+        "team": "a",
+        "kubernetes.io/service-name": "web",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io",
+    }
+    known = stored(slices)
+    assert not plan_mirror(endpoints, bare, known).actions
+    endpoints["subsets"][0]["addresses"] = [{"ip": "192.0.2.9"}]
+    plan = plan_mirror(endpoints, bare, known)
+    assert [a.object["endpoints"][0]["addresses"] for a in of_type(plan, Update)] == [["192.0.2.9"]]
+    assert [a.target for a in of_type(plan, Delete)] == [known[1]]
+
+
+def test_endpoints_that_are_not_for_mirroring_have_no_slices_of_ours() -> None:
+    bare = service(selector=None)
+    known = stored([a.object for a in of_type(plan_mirror(written_by_hand(), bare, []), Create)])
+    for endpoints, svc in (
+        (written_by_hand(), service()),
+        (written_by_hand(), None),
+        (None, bare),
+        (written_by_hand(labels={"endpointslice.kubernetes.io/skip-mirror": "true"}), bare),
+    ):
+        assert len(of_type(plan_mirror(endpoints, svc, known), Delete)) == 2
+        assert not of_type(plan_mirror(endpoints, svc, []), Create)

@@ -56,7 +56,9 @@ async def test_refusals_timeouts_and_nonsense_are_outcomes() -> None:
     server.close()
     await server.wait_closed()
     refused = await attempt(target(port), {"tcpSocket": {"port": port}}, 2)
-    assert not refused.ok
+    assert refused.message == f"dial tcp 127.0.0.1:{port}: connection refused"
+    refused = await attempt(target(port), {"httpGet": {"port": port, "path": "/x"}}, 2)
+    assert refused.message == f'Get "http://127.0.0.1:{port}/x": connection refused'
     unknown = await attempt(target(port), {"tcpSocket": {"port": "web"}}, 2)
     assert "no port named 'web'" in unknown.message
     silent = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)

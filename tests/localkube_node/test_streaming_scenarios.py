@@ -197,7 +197,7 @@ async def scenario_port_forward(directory: Path) -> None:
                 body += b"".join(
                     e.data for e in events if isinstance(e, DataReceived) and e.stream == stream
                 )
-                if b"web 172.30.0.1" in body:
+                if b"web 127.0.0.1" in body:
                     break
 
         # Plain channels, as the Python client library speaks them.
@@ -210,7 +210,7 @@ async def scenario_port_forward(directory: Path) -> None:
             body = b""
             async for message in socket:
                 body += message.data[1:]
-            assert b"web 172.30.0.1" in body
+            assert b"web 127.0.0.1" in body
 
 
 def open_pair(spdy: SpdyConnection, port: int, request: str) -> int:
@@ -227,8 +227,11 @@ async def forward_over(client: SpdyClient, spdy: SpdyConnection) -> None:
     await client.flush()
     await client.read_until_ended(*good, bad, bad - 2)
     for stream in good:
-        assert client.data[stream].endswith(b"web 172.30.0.1")
-    assert b"error occurred forwarding to port 9" in client.data[bad - 2]
+        assert client.data[stream].endswith(b"web 127.0.0.1")
+    assert (
+        b"error occurred forwarding to port 9 in the pod: connection refused"
+        in client.data[bad - 2]
+    )
     client.writer.close()
 
 

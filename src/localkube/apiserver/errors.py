@@ -46,7 +46,7 @@ class ApiError(Exception):
         self.code = code
         self.reason = reason
         self.message = message
-        self.details = dict(details) if details else None
+        self.details = None if details is None else dict(details)
         self.list_metadata: dict[str, Any] = {}
 
     def status(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class ApiError(Exception):
             "message": self.message,
             "reason": self.reason,
         }
-        if self.details:
+        if self.details is not None:
             status["details"] = self.details
         status["code"] = self.code
         return status
@@ -100,8 +100,11 @@ def not_found(plural: str, name: str, group: str = "") -> ApiError:
 
 
 def no_such_path() -> ApiError:
-    """The path names nothing that is served."""
-    return ApiError(404, "NotFound", "the server could not find the requested resource")
+    """The path names nothing that is served.
+
+    The details are there, though empty: kubectl looks into them without asking.
+    """
+    return ApiError(404, "NotFound", "the server could not find the requested resource", details={})
 
 
 def already_exists(plural: str, name: str, group: str = "") -> ApiError:
@@ -226,8 +229,12 @@ def method_not_allowed(plural: str, verb: str, group: str = "") -> ApiError:
 
 
 def too_many_requests(message: str, retry_after_s: int, cause: str = "") -> ApiError:
-    """The request may succeed later (an eviction that a disruption budget holds back)."""
-    details: dict[str, Any] = {"retryAfterSeconds": retry_after_s}
+    """The request may succeed later (an eviction that a disruption budget holds back).
+
+    0 seconds: it is the caller who decides when. With a number, client libraries wait and repeat
+    the request by themselves, in silence.
+    """
+    details: dict[str, Any] = {"retryAfterSeconds": retry_after_s} if retry_after_s else {}
     if cause:
         details["causes"] = [{"reason": "DisruptionBudget", "message": cause}]
     return ApiError(429, "TooManyRequests", message, details=details)

@@ -6,6 +6,7 @@ the resource's own object and are handled by `writing`; streams are in `node_pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from localkube.apiserver import errors
@@ -20,7 +21,7 @@ from localkube.apiserver.deletion import delete_object
 from localkube.apiserver.errors import FieldError
 from localkube.apiserver.patch_json import apply_json_patch, apply_merge_patch
 from localkube.apiserver.resources import Resource
-from localkube.apiserver.selectors import parse_label_selector
+from localkube.apiserver.selectors import Requirement, parse_label_selector
 from localkube.apiserver.tables import dig, selector_text
 from localkube.apiserver.versions import from_storage
 from localkube.apiserver.writing import ObjectWriter
@@ -229,14 +230,36 @@ def _check_budgets(call: Call, pod: JsonObject) -> None:
             continue
         status = budget.object.get("status") or {}
         # Without a controller that counts there is no status, and the budget is only kept.
-        if "disruptionsAllowed" in status and int(status["disruptionsAllowed"] or 0) <= 0:
+        if "disruptionsAllowed" not in status:
+            continue
+        # What is healthy is counted now: of several evictions at once, the controller's count
+        # would let all through.
+        needed, healthy = int(status.get("desiredHealthy") or 0), _healthy(call, terms)
+        always = dig(budget.object, "spec.unhealthyPodEvictionPolicy", "") == "AlwaysAllow"
+        if not _is_ready(pod) and (always or healthy >= needed > 0):
+            continue
+        if healthy <= needed or int(status["disruptionsAllowed"] or 0) <= 0:
             cause = (
-                f"The disruption budget {budget.name} needs {status.get('desiredHealthy', 0)} "
-                f"healthy pods and has {status.get('currentHealthy', 0)} currently"
+                f"The disruption budget {budget.name} needs {needed} "
+                f"healthy pods and has {healthy} currently"
             )
             raise errors.too_many_requests(
-                "Cannot evict pod as it would violate the pod's disruption budget.", 10, cause
+                "Cannot evict pod as it would violate the pod's disruption budget.", 0, cause
             )
+
+
+def _healthy(call: Call, terms: Sequence[Requirement]) -> int:
+    return sum(
+        _is_ready(pod.object)
+        and not pod.object["metadata"].get("deletionTimestamp")
+        and all(term.matches(pod.object["metadata"].get("labels") or {}) for term in terms)
+        for pod in call.server.store.list("pods", call.namespace)
+    )
+
+
+def _is_ready(pod: JsonObject) -> bool:
+    conditions = dig(pod, "status.conditions") or ()
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
 # -- service accounts -----------------------------------------------------------------------------

@@ -76,6 +76,9 @@ POD_DISRUPTION_BUDGETS: Final = ResourceType(
 HORIZONTAL_POD_AUTOSCALERS: Final = ResourceType(
     "autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"
 )
+CLUSTER_ROLES: Final = ResourceType(
+    "rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", namespaced=False
+)
 CUSTOM_RESOURCE_DEFINITIONS: Final = ResourceType(
     "apiextensions.k8s.io",
     "v1",

@@ -12,6 +12,7 @@ import structlog
 
 from localkube.client import ApiClient
 from localkube.controllers.actions import Executor
+from localkube.controllers.aggregation import AggregatedRolesController
 from localkube.controllers.cache import Cache
 from localkube.controllers.clusterdns import ClusterDnsController
 from localkube.controllers.cronjob import CronJobController
@@ -24,6 +25,7 @@ from localkube.controllers.events import EventRecorder
 from localkube.controllers.garbage import GarbageCollector
 from localkube.controllers.job import JobController
 from localkube.controllers.loadbalancer import LoadBalancerController
+from localkube.controllers.mirroring import EndpointSliceMirroringController
 from localkube.controllers.namespace import (
     NamespaceContentsController,
     NamespaceDeletionController,
@@ -63,6 +65,7 @@ class Controllers:
         self.controllers: list[Runnable] = [
             EndpointSliceController(cache, executor),
             EndpointsController(cache, executor),
+            EndpointSliceMirroringController(cache, executor),
             Scheduler(cache, executor),
             ReplicaSetController(cache, executor),
             DeploymentController(cache, executor),
@@ -77,6 +80,7 @@ class Controllers:
             NodeLifecycleController(cache, executor),
             PodGarbageController(cache, executor),
             DisruptionController(cache, executor),
+            AggregatedRolesController(cache, executor),
             TokenSecretController(cache, executor, ca_pem),
             SigningController(cache, executor),
             GarbageCollector(client, cache, executor, discovery),

@@ -201,17 +201,17 @@ class KubeletServer:
         if not worker.address:
             raise web.HTTPBadRequest(text=f'pod "{worker.name}" is not running')
         if is_spdy(request):
-            await portforward.serve_spdy(request, worker.address)
+            await portforward.serve_spdy(request, worker.connect)
             return _ended(request)
         header = "Sec-WebSocket-Protocol"
         if choose_protocol(request, (portforward.TUNNEL_PROTOCOL,), header):
-            return await portforward.serve_tunnel(request, worker.address)
+            return await portforward.serve_tunnel(request, worker.connect)
         try:
             values = request.query.getall("ports", request.query.getall("port", []))
             ports = [int(p) for value in values for p in value.split(",")]
         except ValueError:
             raise web.HTTPBadRequest(text="ports must be numbers") from None
-        return await portforward.serve_websocket(request, worker.address, ports)
+        return await portforward.serve_websocket(request, worker.connect, ports)
 
 
 @web.middleware

@@ -204,6 +204,12 @@ class PodWorker:
             raise StartError("the pod has no sandbox")
         return await self._node.runtime.join(self.sandbox, spec, member, cwd, stdio)
 
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a port on the pod's loopback, past traffic capture. Raises OSError."""
+        if self.sandbox is None:
+            raise ConnectionRefusedError(f"pod {self.name} has no sandbox")
+        return await self._node.network.connect(self.sandbox.pid, port)
+
     def log_file(self, container: str, run: int) -> LogFile:
         """Return the log of a run; only the last two runs are kept."""
         directory = self._log_dir / container

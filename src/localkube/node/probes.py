@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from localkube.kit import clock
+from localkube.kit.reasons import reason
 
 ProbeKind = Literal["startup", "readiness", "liveness"]
 Execute = Callable[[Sequence[str], float], Awaitable[tuple[int, str]]]
@@ -73,10 +74,27 @@ async def attempt(target: Target, action: Mapping[str, Any], timeout_s: float) -
                 code, output = await target.execute(command, timeout_s)
                 return Outcome(code == 0, output[-_OUTPUT_LIMIT:].strip() or f"exit code {code}")
     except TimeoutError:
-        return Outcome(False, f"timed out after {timeout_s:g}s")
+        return Outcome(False, f"{_aim(target, action)}timed out after {timeout_s:g}s")
     except (OSError, ValueError) as error:
-        return Outcome(False, str(error))
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        return Outcome(False, f"{_aim(target, action)}{why}")
     return Outcome(False, "the probe has no action that is known")
+
+
+def _aim(target: Target, action: Mapping[str, Any]) -> str:
+    """Return what a probe that got no answer was after, for its message."""
+    for kind in ("httpGet", "tcpSocket", "grpc"):
+        if not (spec := action.get(kind)):
+            continue
+        try:
+            where = f"{spec.get('host') or target.address}:{target.port(spec['port'])}"
+        except ValueError:
+            return ""  # the message names the port
+        if kind != "httpGet":
+            return f"dial tcp {where}: "
+        path = (spec.get("path") or "/").removeprefix("/")
+        return f'Get "{(spec.get("scheme") or "HTTP").lower()}://{where}/{path}": '
+    return ""
 
 
 async def _http_get(target: Target, action: Mapping[str, Any]) -> Outcome:
@@ -86,7 +104,7 @@ async def _http_get(target: Target, action: Mapping[str, Any]) -> Outcome:
     path = action.get("path") or "/"
     if not path.startswith("/"):
         path = f"/{path}"
-    headers = {"host": f"{host}:{port}", "user-agent": "kube-probe/1.33", "accept": "*/*"}
+    headers = {"host": f"{host}:{port}", "user-agent": "kube-probe/1.37", "accept": "*/*"}
     for header in action.get("httpHeaders") or []:
         headers[header["name"].lower()] = header.get("value") or ""
     lines = [f"GET {path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]

@@ -29,7 +29,7 @@ _HEARTBEAT_S: Final = 10.0
 _STATUS_EVERY: Final = 30  # heartbeats: five minutes, the kubelet's figure
 _LEASE_NAMESPACE: Final = "kube-node-lease"
 _MAX_PODS: Final = 250
-_KUBELET_VERSION: Final = "v1.33.0"
+_KUBELET_VERSION: Final = "v1.37.0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _port_error(error: OSError, port: int, *, chosen: bool) -> UserError:
     return UserError(
         f"port {port}, which this cluster's kubeconfig names, is taken by another program: stop "
         f"that program (`ss -ltnp 'sport = :{port}'` names it), or move the cluster with "
-        f'--api-port {port + 1} and then run `eval "$(localkube env)"` again'
+        f"--api-port {port + 1} and then evaluate what `env` prints again"
     )
 
 

@@ -6,6 +6,7 @@ that says which local programs the mesh's images are.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def localkube_command(*arguments: str) -> list[str]:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def local(arguments: tuple[str, ...]) -> int:
     """The one-machine Kubernetes: up, down, status, env, reset. ``meltemi local --help`` tells more."""
-    process = subprocess.Popen(localkube_command(*arguments))
+    environment = {**os.environ, "LOCALKUBE_PROGRAM": "meltemi local"}
+    process = subprocess.Popen(localkube_command(*arguments), env=environment)
     while True:
         try:
             return process.wait()

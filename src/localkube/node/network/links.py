@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -23,6 +25,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from localkube.kit import namespaces as ns
 from localkube.node.network import nftables as nf
 from localkube.node.network.service_rules import TABLE, ServicePort, build_changes, build_table
+
+_T = TypeVar("_T")
 
 # veth has no medium that would limit it; large packets save most of the per-packet work.
 _MTU = 65520
@@ -73,8 +77,45 @@ class PodNetwork:
         """Make the kernel's rules those of ``services``."""
         await self._do(self._apply, services)
 
-    async def _do(self, function: Any, *arguments: Any) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+    async def connect(
+        self, sandbox_pid: int, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a port of a sandbox's own loopback, as programs inside do. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        error: OSError | None = None
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            try:
+                inside = await self._do(self._socket_inside, sandbox_pid, family)
+            except OSError as failure:
+                error = error or failure
+                continue
+            try:
+                await loop.sock_connect(inside, (host, port))
+                return await asyncio.open_connection(sock=inside)
+            except BaseException as failure:
+                inside.close()
+                if not isinstance(failure, OSError):
+                    raise
+                error = error or failure
+        assert error is not None
+        raise error
+
+    def _socket_inside(self, sandbox_pid: int, family: int) -> socket.socket:
+        """Return a socket that belongs to the sandbox's network, whoever uses it."""
+        namespace = os.open(f"/proc/{sandbox_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            ns.setns(namespace, ns.CLONE_NEWNET)
+            try:
+                inside = socket.socket(family, socket.SOCK_STREAM)
+            finally:
+                ns.setns(self._home, ns.CLONE_NEWNET)
+        finally:
+            os.close(namespace)
+        inside.setblocking(False)
+        return inside
+
+    async def _do(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _start(self) -> None:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -14,6 +14,7 @@ the pod's PID namespace, forks, and goes back.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import json
 import os
@@ -255,7 +256,9 @@ def _execute(message: dict[str, Any]) -> NoReturn:
     try:
         os.execvpe(command[0], command, message["env"])  # noqa: S606 - the point of this program
     except OSError as error:
-        raise OSError(error.errno, f"exec {command[0]}: {error.strerror}") from error
+        unknown = error.errno == errno.ENOENT and "/" not in command[0]
+        why = "executable file not found in $PATH" if unknown else str(error.strerror).lower()
+        raise OSError(f'exec: "{command[0]}": {why}') from error
 
 
 def _fail(status: socket.socket, error: OSError) -> NoReturn:

@@ -1,6 +1,7 @@
 """kubectl port-forward: connections from the client's machine to ports of a pod.
 
-In: an upgraded connection. Out: TCP connections in the pod's network. Three transports exist and all
+In: an upgraded connection, and how to reach a port on the pod's loopback (so programs that listen
+only there answer, as on Kubernetes). Out: TCP connections inside the pod. Three transports exist and all
 end here: SPDY, SPDY inside a WebSocket (kubectl from 1.31 on), and plain WebSocket channels
 (client libraries). Promises: one failing connection is reported on its own error stream and does
 not disturb the others.
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 from aiohttp import WSMsgType, web
 
+from localkube.kit.reasons import reason
 from localkube.kit.tasks import Tasks
 from localkube.node.streaming.channels import accept_spdy, choose_protocol
 from localkube.node.streaming.spdy import (
@@ -31,6 +33,9 @@ TUNNEL_PROTOCOL: Final = "SPDY/3.1+portforward.k8s.io"
 WEBSOCKET_PROTOCOL: Final = "v4.channel.k8s.io"
 _READ: Final = 1 << 15
 _CONNECT_S: Final = 10.0
+
+Connect = Callable[[int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""Opens a connection to a port of the pod; raises OSError."""
 
 
 class ByteStream(Protocol):
@@ -68,18 +73,18 @@ class _Tunnel:
             await self._socket.send_bytes(data)
 
 
-async def serve_spdy(request: web.Request, address: str) -> None:
+async def serve_spdy(request: web.Request, connect: Connect) -> None:
     """Serve a client that upgrades to SPDY."""
     protocol = choose_protocol(request, (SPDY_PROTOCOL,), "X-Stream-Protocol-Version")
     headers = {"X-Stream-Protocol-Version": protocol} if protocol else {}
-    await SpdyForwarder(await accept_spdy(request, headers), address).serve()
+    await SpdyForwarder(await accept_spdy(request, headers), connect).serve()
 
 
-async def serve_tunnel(request: web.Request, address: str) -> web.WebSocketResponse:
+async def serve_tunnel(request: web.Request, connect: Connect) -> web.WebSocketResponse:
     """Serve a client that speaks SPDY inside a WebSocket."""
     socket = web.WebSocketResponse(protocols=(TUNNEL_PROTOCOL,), max_msg_size=0)
     await socket.prepare(request)
-    await SpdyForwarder(_Tunnel(socket), address).serve()
+    await SpdyForwarder(_Tunnel(socket), connect).serve()
     await socket.close()
     return socket
 
@@ -98,9 +103,9 @@ class _Forward:
 class SpdyForwarder:
     """All connections of one client over SPDY."""
 
-    def __init__(self, connection: ByteStream, address: str) -> None:
+    def __init__(self, connection: ByteStream, connect: Connect) -> None:
         self._connection = connection
-        self._address = address
+        self._connect = connect
         self._spdy = SpdyConnection()
         self._by_request: dict[str, _Forward] = {}
         self._by_stream: dict[int, _Forward] = {}
@@ -163,9 +168,11 @@ class SpdyForwarder:
     async def _forward(self, forward: _Forward) -> None:
         try:
             async with asyncio.timeout(_CONNECT_S):
-                reader, writer = await asyncio.open_connection(self._address, forward.port)
+                reader, writer = await self._connect(forward.port)
         except (OSError, TimeoutError) as error:
-            text = f"an error occurred forwarding to port {forward.port} in the pod: {error}"
+            text = (
+                f"an error occurred forwarding to port {forward.port} in the pod: {reason(error)}"
+            )
             await self._send(forward.error, text.encode(), fin=True)
             await self._send(forward.data, b"", fin=True)
             self._drop(forward)
@@ -187,7 +194,7 @@ class SpdyForwarder:
                     break
                 await self._send(forward.data, data)
         except ConnectionError as error:
-            await self._send(forward.error, str(error).encode())
+            await self._send(forward.error, reason(error).encode())
         await self._send(forward.data, b"", fin=True)
         await self._send(forward.error, b"", fin=True)
 
@@ -219,7 +226,7 @@ class SpdyForwarder:
 
 
 async def serve_websocket(
-    request: web.Request, address: str, ports: list[int]
+    request: web.Request, connect: Connect, ports: list[int]
 ) -> web.WebSocketResponse:
     """Serve plain WebSocket channels: 2*i carries port i's bytes, 2*i+1 its errors."""
     socket = web.WebSocketResponse(protocols=(WEBSOCKET_PROTOCOL,), max_msg_size=0)
@@ -230,9 +237,9 @@ async def serve_websocket(
             for channel in (2 * index, 2 * index + 1):
                 await socket.send_bytes(bytes([channel]) + struct.pack("<H", port))
             try:
-                reader, writers[2 * index] = await asyncio.open_connection(address, port)
+                reader, writers[2 * index] = await connect(port)
             except OSError as error:
-                await socket.send_bytes(bytes([2 * index + 1]) + str(error).encode())
+                await socket.send_bytes(bytes([2 * index + 1]) + reason(error).encode())
                 continue
             tasks.spawn("to client", _pump(socket, 2 * index, reader))
         async for message in socket:
