@@ -259,20 +259,20 @@ def test_a_missing_secret_is_told_and_stops_nothing_else(shop: Mesh, serve: Serv
     assert "IST0101" in [f.code for f in shop.findings]
 
 
-def test_sidecars_are_given_no_secrets(
+@pytest.mark.covers("DestinationRule.trafficPolicy.tls.credentialName")
+def test_sidecars_are_given_secrets_by_rules_that_select_them(
     shop: Mesh, caller: Client, serve: Serve, authority: Authority
 ) -> None:
     chain, key = (part.decode() for part in authority.issue("client.example.com"))
     data = {"tls.crt": chain, "tls.key": key, "ca.crt": authority.root.decode()}
-    shop.apply(
-        bank(serve()),
-        rule("{tls: {mode: SIMPLE, credentialName: client}}"),
-        secret("client", data, namespace="default"),
-    )
+    given = rule("{tls: {mode: MUTUAL, credentialName: client}}")
+    shop.apply(bank(serve(clients=True)), given, secret("client", data, namespace="default"))
     # The system's authorities are what is left to it.
     assert caller.get(URL).status == 503
-    config = str(shop.config("caller"))
-    assert "kubernetes://client" not in config
+    assert "kubernetes://client" not in str(shop.config("caller"))
+    shop.apply(given + "  workloadSelector: {matchLabels: {app: caller}}\n")
+    assert caller.get(URL).json()["client"] == ["client.example.com"]
+    assert "kubernetes://client" not in str(shop.config("details-v1"))
 
 
 # --- bytes ------------------------------------------------------------------------------------------

@@ -203,21 +203,33 @@ async def test_changes_that_wait_become_one_push(mesh: Mesh) -> None:
     assert answer.nonce == "2"
 
 
-async def test_secrets_only_for_verified_callers(mesh: Mesh) -> None:
-    """The plaintext port serves no secrets, and sidecars get none; a gateway's token does."""
+async def test_secrets_only_for_callers_that_may_read_them(mesh: Mesh) -> None:
+    """Not on the plaintext port, and only where the cluster lets the proven account list Secrets, whatever it calls itself."""
     gateway = node_of()
     gateway.id = gateway.id.replace("sidecar", "router")
-    table = [("plain", gateway, ""), ("tls", node_of(), "good"), ("tls", gateway, "good")]
+    readers = mesh.kube.secret_readers
     seen = []
-    for port, node, token in table:
+    for port, node, token in (("plain", gateway, ""), ("tls", node_of(), "good")):
         client = XdsClient(mesh.channel(port), Mode.SOTW, node, token)
         await client.ask(SDS_TYPE, "s")
         seen.append([entry.value for entry in (await client.answer()).resources])
-    assert seen == [[], [], [b"secret"]]
+    assert readers and seen == [[], [b"secret"]]
+
+
+async def test_an_account_without_the_right_gets_no_secrets(mesh: Mesh) -> None:
+    """Neither as a sidecar nor when it calls itself a gateway."""
+    mesh.kube.secret_readers.clear()
+    gateway = node_of()
+    gateway.id = gateway.id.replace("sidecar", "router")
+    for node in (node_of(), gateway):
+        client = XdsClient(mesh.channel("tls"), Mode.SOTW, node, "good")
+        await client.ask(SDS_TYPE, "s")
+        assert not (await client.answer()).resources
 
 
 async def test_names_of_files_are_for_every_proxy(mesh: Mesh) -> None:
     """A sidecar that originates TLS with a mounted file asks for it as for a Secret; there is nothing to keep."""
+    mesh.kube.secret_readers.clear()
     for port, token in (("plain", ""), ("tls", "good")):
         client = XdsClient(mesh.channel(port), Mode.SOTW, node_of(), token)
         await client.ask(SDS_TYPE, "s", FILE)

@@ -17,6 +17,14 @@ WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand stream
 WAKE_PAUSE_S = 0.0001
 
 
+_FILES = (SDS_FILE_ROOT, SDS_FILE_CERT)
+
+
+def has_secrets(snapshot: Snapshot) -> bool:
+    """Whether there is more in it than names of the proxy's own files."""
+    return any(not name.startswith(_FILES) for name in snapshot.types.get(SDS_TYPE) or ())
+
+
 @dataclass(slots=True)
 class Pending:
     """The one push that waits for a stream: these names at least, everything when ``full``."""
@@ -71,13 +79,12 @@ class Connection:
 
     def visible(self, snapshot: Snapshot) -> Snapshot:
         """Secrets are for callers that have proven that they may read them; names of their own files are for all."""
-        secrets = snapshot.types.get(SDS_TYPE)
-        if self.secrets or not secrets:
+        if self.secrets or not has_secrets(snapshot):
             return snapshot
         files = {
             name: resource
-            for name, resource in secrets.items()
-            if name.startswith((SDS_FILE_ROOT, SDS_FILE_CERT))
+            for name, resource in snapshot.types[SDS_TYPE].items()
+            if name.startswith(_FILES)
         }
         return Snapshot(snapshot.version, {**snapshot.types, SDS_TYPE: files})
 

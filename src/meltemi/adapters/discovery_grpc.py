@@ -20,7 +20,7 @@ import structlog
 from grpc import aio
 
 from meltemi.adapters.authenticate import Authenticator, CannotReview
-from meltemi.adapters.discovery_connections import Connection, Connections
+from meltemi.adapters.discovery_connections import Connection, Connections, has_secrets
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.stream_gate import StreamGate, message_bucket
@@ -238,7 +238,6 @@ class DiscoveryServer:
             log.warning("node refused", peer=context.peer(), node=proxy.id, reason=why)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
         try:
-            connection.secrets = await self._gate.may_have_secrets(proxy, identity)
             await self._converse(mode, context, connection, first)
         finally:
             self._gate.leave(proxy, identity)
@@ -264,7 +263,9 @@ class DiscoveryServer:
             type=connection.proxy.type.value,
         )
         try:
-            connection.snapshot = connection.visible(await self._source.joined(connection))
+            connection.snapshot = await self._shown(
+                connection, await self._source.joined(connection)
+            )
             inbox: asyncio.Queue[Any] = asyncio.Queue(INBOX_MAX)
             inbox.put_nowait(first)
             connection.wake.set()
@@ -326,14 +327,16 @@ class DiscoveryServer:
                 self._metrics.expired_nonce.labels(SHORT.get(event.type_url, "other")).inc()
         await self._write(context, connection, reaction.sends, started, "request")
 
+    async def _shown(self, connection: Connection, snapshot: Snapshot) -> Snapshot:
+        """What this caller may see of its class's snapshot."""
+        if has_secrets(snapshot):
+            connection.secrets = await self._gate.may_have_secrets(connection.identity)
+        return connection.visible(snapshot)
+
     async def _push(self, context: Any, connection: Connection) -> None:
         pending, connection.pending = connection.pending, None
         assert pending is not None
-        if pending.full:
-            connection.secrets = await self._gate.may_have_secrets(
-                connection.proxy, connection.identity
-            )
-        snapshot = connection.snapshot = connection.visible(pending.snapshot)
+        snapshot = connection.snapshot = await self._shown(connection, pending.snapshot)
         started = self._clock.monotonic()
         self._metrics.queue_time.observe(max(0.0, started - pending.since_s))
         sends = connection.stream.push(snapshot, pending.only) if pending.only else []

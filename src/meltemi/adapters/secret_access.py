@@ -1,8 +1,7 @@
 """Which callers may have their namespace's Secrets: those that the cluster itself would let read them.
 
 In: a verified identity. Out: yes or no, from a SubjectAccessReview ("may this service account list Secrets in its own namespace?"), as
-Istio asks it for its gateways. A workload that merely calls itself a gateway has no such right, whatever labels it claims. Answers
-are kept for a minute; while the API server is away the last answer holds, and who has none gets nothing.
+Istio asks it. A workload that merely calls itself a gateway has no such right, whatever labels it claims. Answers are kept for a minute; while the API server is away the last answer holds, and who has none gets nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +32,10 @@ class SecretAccess:
         self._clock = clock
         self._known: ExpiringMap[Account, tuple[float, bool]] = ExpiringMap(_ACCOUNTS_MAX)
 
-    async def allowed(self, who: Identity | None, *, gateway: bool) -> bool:
-        """Whether this caller may have the Secrets of its namespace. Sidecars need none."""
+    async def allowed(self, who: Identity | None) -> bool:
+        """Whether this caller may have the Secrets of its namespace that its configuration names."""
         if who is None or self._api is None:
             return who is not None
-        if not gateway:
-            return False
         account = (who.namespace, who.service_account)
         now = self._clock.monotonic()
         known = self._known.get(account, now)

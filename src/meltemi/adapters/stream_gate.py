@@ -14,7 +14,7 @@ from meltemi.ca.identity import Identity
 from meltemi.discovery.node import mismatch
 from meltemi.kit.clock import Clock
 from meltemi.kit.limits import TokenBucket
-from meltemi.model.proxy import NodeType, Proxy
+from meltemi.model.proxy import Proxy
 
 STREAMS_PER_CALLER = 16  # a proxy has one; an old one may linger until its keepalive fails
 _WAIT_MAX_S = 30.0
@@ -66,9 +66,9 @@ class StreamGate:
         if self._open[caller] <= 0:
             del self._open[caller]
 
-    async def may_have_secrets(self, proxy: Proxy, who: Identity | None) -> bool:
-        """Whether Secrets go over this stream."""
-        return await self._access.allowed(who, gateway=proxy.type is NodeType.ROUTER)
+    async def may_have_secrets(self, who: Identity | None) -> bool:
+        """Whether Secrets go over this caller's streams."""
+        return await self._access.allowed(who)
 
 
 def _caller(proxy: Proxy, who: Identity | None) -> str:

@@ -72,15 +72,13 @@ _LIMITS = (
         "has no effect, as in Istio",
         "bind a VirtualService to the gateway",
     ),
-    _other(
-        "Gateway.servers.tls.caCertCredentialName",
-        "names a Secret; ConfigMaps are not read",
-        "put the authorities into a Secret",
-    ),
-    _other(
-        "DestinationRule.trafficPolicy.tls.credentialName",
-        "is for gateways: sidecars are given no Secrets, whatever the workloadSelector",
-        "mount the Secret into the pods and name its files",
+    *(
+        _other(
+            f"{place}.tls.caCertCredentialName",
+            "names a Secret; ConfigMaps are not read",
+            "put the authorities into a Secret",
+        )
+        for place in ("Gateway.servers", "DestinationRule.trafficPolicy")
     ),
     *(
         _no(
@@ -103,11 +101,6 @@ _LIMITS = (
             "use defaultEndpoint" if name == "ingress" else "remove it",
         )
         for name in ("ingress", "egress")
-    ),
-    _other(
-        "DestinationRule.trafficPolicy.tls.caCertCredentialName",
-        "is for gateways, and names a Secret: sidecars are given none, and ConfigMaps are not read",
-        "mount the Secret into the pods and name its file in caCertificates",
     ),
     *(
         _no(

@@ -222,7 +222,8 @@ class ClientTLSSettings(Spec, frozen=True):
     """TLS towards the upstream.
 
     mode: ISTIO_MUTUAL uses the workload's own certificate.
-    credential_name: Secret with tls.key, tls.crt and ca.crt.
+    credential_name: Secret with tls.key, tls.crt and ca.crt, in the client's namespace. For gateways; for sidecars when
+        the rule has a workloadSelector and their service account may list Secrets there.
     ca_cert_credential_name: Secret that holds the authorities instead, in ca.crt.
     """
 

@@ -82,10 +82,20 @@ def _of_key(key: Key, context: PushContext) -> Affected:
     if key.kind == "Gateway":
         return Affected(types=types, router_namespaces=None)
     if key.kind == "Secret":
-        return Affected(types=types, router_namespaces=frozenset({key.namespace}))
+        here = frozenset({key.namespace})
+        sidecars = here if _names_secrets(context, key.namespace) else frozenset()
+        return Affected(types=types, namespaces=sidecars, router_namespaces=here)
     if key.kind in _LOCAL and key.namespace != context.root_namespace:
         return Affected(types=types, namespaces=frozenset({key.namespace}))
     return Affected(types=types, namespaces=None, router_namespaces=None)
+
+
+def _names_secrets(context: PushContext, namespace: str) -> bool:
+    """Whether sidecars of a namespace may have Secrets: a rule that selects them may name some."""
+    return any(
+        rule.meta.namespace == namespace and rule.spec.workload_selector is not None
+        for rule in context.destination_rules
+    )
 
 
 def affected(change: Iterable[Key | str], context: PushContext) -> Affected:

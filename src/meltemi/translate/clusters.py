@@ -151,7 +151,7 @@ def _outbound(
         kind,
         policy.tls,
         http2=http.version is HttpVersion.HTTP2,
-        gateway=build.proxy.is_gateway,
+        secrets=build.proxy.is_gateway or (rule is not None and rule.selects_clients),
     )
     if tls.auto_sni:
         http = replace(http, auto_sni=True, auto_san=tls.auto_san)

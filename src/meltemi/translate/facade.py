@@ -11,7 +11,7 @@ from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters, own_service
 from meltemi.translate.east_west import east_west_clusters
 from meltemi.translate.envoy_filters import patches_for
-from meltemi.translate.gateway_secrets import proxy_secrets
+from meltemi.translate.proxy_secrets import proxy_secrets
 from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.name_table import name_table

@@ -39,6 +39,11 @@ class Rule:
     configs: tuple[Config[DestinationRule], ...]
 
     @property
+    def selects_clients(self) -> bool:
+        """Whether it is for chosen workloads of its own namespace only."""
+        return self.configs[0].spec.workload_selector is not None
+
+    @property
     def path(self) -> str:
         """API path of the rule, for telemetry metadata."""
         meta = self.configs[0].meta

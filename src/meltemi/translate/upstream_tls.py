@@ -80,21 +80,21 @@ def _identities(context: PushContext, service: Service) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _certificate(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
+def _certificate(settings: ClientTLSSettings, *, secrets: bool) -> SecretRef | None:
     if settings.mode != "MUTUAL":
         return None
-    if settings.credential_name and gateway:
+    if settings.credential_name and secrets:
         return secret_pair(settings.credential_name)
     if not settings.client_certificate:
         return None
     return file_pair(settings.client_certificate, settings.private_key)
 
 
-def _roots(settings: ClientTLSSettings, *, gateway: bool) -> SecretRef | None:
+def _roots(settings: ClientTLSSettings, *, secrets: bool) -> SecretRef | None:
     if settings.insecure_skip_verify:
         return None
     credential = settings.ca_cert_credential_name or settings.credential_name
-    if credential and gateway:
+    if credential and secrets:
         return secret_roots(credential)
     if settings.ca_certificates:
         return file_roots(settings.ca_certificates, settings.ca_crl)
@@ -108,14 +108,14 @@ def _origination(
     port: Port,
     *,
     http2: bool,
-    gateway: bool,
+    secrets: bool,
 ) -> TlsChoice:
     """TLS that the proxy starts on the application's behalf. Without roots the system's are used.
 
     Without names, the certificate must be for the host that the request asks for, or for the SNI that is given.
     """
     sans = settings.subject_alt_names or service.subject_alt_names
-    roots = _roots(settings, gateway=gateway)
+    roots = _roots(settings, secrets=secrets)
     verified = not settings.insecure_skip_verify
     http = port.protocol.is_http
     defaults = mesh.tls_defaults or TLSConfig()
@@ -124,7 +124,7 @@ def _origination(
         always=UpstreamTls(
             sni=settings.sni,
             alpn=("h2",) if http2 else (("http/1.1",) if http else ()),
-            certificate=_certificate(settings, gateway=gateway),
+            certificate=_certificate(settings, secrets=secrets),
             roots=roots,
             sans=tuple(san_match(name) for name in sans),
             system_roots=roots is None and verified,
@@ -148,15 +148,15 @@ def choose_tls(
     settings: ClientTLSSettings | None,
     *,
     http2: bool,
-    gateway: bool = False,
+    secrets: bool = False,
 ) -> TlsChoice:
-    """What a cluster does about TLS. Only gateways are given Secrets; to others ``credentialName`` says nothing."""
+    """What a cluster does about TLS. ``credentialName`` says nothing where no ``secrets`` are given."""
     if settings is not None:
         if settings.mode == "DISABLE":
             return TlsChoice()
         if settings.mode == "ISTIO_MUTUAL":
             return TlsChoice(always=mesh_tls(context, service, port, subset, http2, settings))
-        return _origination(context.mesh, settings, service, port, http2=http2, gateway=gateway)
+        return _origination(context.mesh, settings, service, port, http2=http2, secrets=secrets)
     if not context.mesh.enable_auto_mtls or service.mesh_external:
         return TlsChoice()
     tls = mesh_tls(context, service, port, subset, http2)

@@ -1,7 +1,7 @@
 """Secrets that a proxy is given: what its servers and clusters name.
 
-In: what was translated, and the Secrets of the gateway's own namespace (others are never looked at; sidecars get none). Out: the
-secrets to push, and findings about those that are missing or cannot be used: each stops its own host only. Files are
+In: what was translated, and the Secrets of the proxy's own namespace (others are never looked at; sidecars get those that a
+DestinationRule with a workloadSelector names). Out: the secrets to push, and findings about those that are missing or cannot be used: each stops its own host only. Files are
 pushed by name: the proxy reads them.
 """
 
@@ -92,9 +92,8 @@ def proxy_secrets(
     made = [
         Secret(ref.sds_name, files=ref, origins=origins) for ref, origins in wanted.files.items()
     ]
-    if build.proxy.is_gateway:
-        made += _pairs(build, wanted.pairs)
-        made += _roots(build, wanted.roots)
+    made += _pairs(build, wanted.pairs)
+    made += _roots(build, wanted.roots)
     return tuple(sorted(made, key=lambda secret: secret.name))
 
 
@@ -131,7 +130,7 @@ def _roots(build: Build, wanted: dict[str, Origin]) -> Iterator[Secret]:
 def _missing(build: Build, name: str, origin: Origin) -> None:
     space = build.proxy.namespace
     shown = f"{space}/{name.removeprefix(SECRET_PREFIX)}"
-    remedy = f"create it in namespace {space}, where the gateway runs"
+    remedy = f"create it in namespace {space}, where the proxy runs"
     build.report("IST0101", f"Secret {shown} does not exist", origin, remedy)
 
 
