@@ -11,11 +11,11 @@ from meltemi.translate.build import Build
 from meltemi.translate.clusters import fixed_clusters, outbound_clusters, own_service
 from meltemi.translate.east_west import east_west_clusters
 from meltemi.translate.envoy_filters import patches_for
-from meltemi.translate.proxy_secrets import proxy_secrets
 from meltemi.translate.gateways import gateway_listeners
 from meltemi.translate.inbound import inbound_listeners
 from meltemi.translate.name_table import name_table
 from meltemi.translate.outbound import outbound_listeners
+from meltemi.translate.proxy_secrets import proxy_secrets
 from meltemi.translate.proxy_settings import shaped_resources
 from meltemi.translate.request_authentication import key_clusters
 from meltemi.translate.scope import build_scope
