@@ -237,7 +237,6 @@ def container(tmp_path: Path, control_plane: ControlPlane) -> Iterator[Container
 @pytest.mark.covers(
     "WorkloadGroup.probe.initialDelaySeconds",
     "WorkloadGroup.probe.periodSeconds",
-    "MeshConfig.defaultConfig.readinessProbe",
 )
 async def test_istiod_is_told_of_changes_and_again_after_it_was_away(
     container: Container, control_plane: ControlPlane

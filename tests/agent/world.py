@@ -29,6 +29,10 @@ from meltemi.model.names import CERT_DIR
 
 TYPE = "type.googleapis.com/envoy."
 DEADLINE_S = 30.0
+IN_FILES = (
+    *("POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT", "INSTANCE_IP", "MESH_TOKEN_FILE"),
+    *("XDS_ROOT_CA", "ISTIO_META_WORKLOAD_NAME", "ISTIO_META_CLUSTER_ID"),
+)
 
 
 def free_port() -> int:
@@ -149,10 +153,18 @@ class Container:
         }
 
     def start(self, *flags: str) -> None:
+        self._run("proxy", "sidecar", *flags, environment=self._environment())
+
+    def start_machine(self, folder: Path) -> None:
+        """Start from a machine's files: what they say is not in the environment."""
+        own = {name: v for name, v in self._environment().items() if name not in IN_FILES}
+        self._run("machine", str(folder), "--no-capture", environment=own)
+
+    def _run(self, *arguments: str, environment: dict[str, str]) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "meltemi.programs.node_agent", "proxy", "sidecar", *flags],
-                env=self._environment(),
+                [sys.executable, "-m", "meltemi.programs.node_agent", *arguments],
+                env=environment,
                 stdout=output,
                 stderr=output,
             )

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "ca": ("ca", "ca", "the certificate authority: status, and rotation of its root"),
     "compile": ("compile", "compile_", "what every proxy would be told, from files alone"),
     "demo": ("demo", "demo", "a running mesh with Bookinfo on this machine"),
+    "experimental": ("workload", "experimental", "x workload: machines in the mesh"),
     "install": ("install", "install", "install or change the mesh in a cluster"),
     "kube-inject": ("kube_inject", "kube_inject", "add sidecars to manifests, offline"),
     "local": ("local", "local", "the one-machine Kubernetes: up, down, status, env, reset"),
@@ -30,7 +31,12 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "validate": ("validate", "validate", "check configuration files"),
     "version": ("version", "version", "versions of this program, the control plane, the proxies"),
 }
-ALIASES = {"apply": "install", "pc": "proxy-config"}
+ALIASES = {
+    "apply": "install",
+    "pc": "proxy-config",
+    "x": "experimental",
+    "exp": "experimental",
+}
 
 
 class VerbGroup(click.Group):

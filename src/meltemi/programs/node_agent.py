@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_proxy(commands.add_parser("proxy", help="run Envoy and keep it supplied"))
+    _add_machine(commands.add_parser("machine", help="run a proxy on a machine without Kubernetes"))
     _add_request(commands.add_parser("request", help="send a request to Envoy or the agent"))
     _add_wait(commands.add_parser("wait", help="wait until the proxy is ready"))
     for name, text in (
@@ -54,6 +55,11 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "role", nargs="?", default="sidecar", choices=["sidecar", "router", "waypoint"]
     )
+    _add_proxy_flags(parser)
+    parser.set_defaults(run=_proxy)
+
+
+def _add_proxy_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", default="", help="DNS domain of the node id")
     parser.add_argument("--proxyLogLevel", default="", help="Envoy's log level")
     parser.add_argument("--proxyComponentLogLevel", default="", help="e.g. misc:error,http:debug")
@@ -69,7 +75,6 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         *("--profiling", "--log_rotate"),
     ):
         parser.add_argument(name, nargs="?", default="", help=argparse.SUPPRESS)
-    parser.set_defaults(run=_proxy)
 
 
 def _proxy(options: argparse.Namespace) -> int:
@@ -104,6 +109,59 @@ def _proxy(options: argparse.Namespace) -> int:
     except (EnvoyMissingError, OSError) as error:
         log("error", f"the agent cannot run: {error}")
         return 1
+
+
+# --- machine ------------------------------------------------------------------------------------------
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        help="what 'meltemi x workload entry configure' wrote: cluster.env, mesh.yaml, ...",
+    )
+    parser.add_argument(
+        "--no-capture", action="store_true", help="leave the machine's traffic as it is"
+    )
+    _add_proxy_flags(parser)
+    parser.set_defaults(run=_machine, role="sidecar")
+
+
+# Variables of cluster.env and the flags of istio-iptables that they stand for.
+_CAPTURE_FLAGS = {
+    "ISTIO_INBOUND_PORTS": "-b",
+    "ISTIO_LOCAL_EXCLUDE_PORTS": "-d",
+    "ISTIO_SERVICE_CIDR": "-i",
+    "ISTIO_SERVICE_EXCLUDE_CIDR": "-x",
+    "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE": "-o",
+    "ISTIO_OUTBOUND_PORTS": "-q",
+}
+
+
+def _machine(options: argparse.Namespace) -> int:
+    from meltemi.adapters.agent_machine import MachineFilesError, machine_environment
+
+    try:
+        environment, problems = machine_environment(Path(options.folder), os.environ)
+    except MachineFilesError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+    os.environ.update(environment)
+    if options.no_capture or environment.get("ISTIO_CUSTOM_IP_TABLES") == "true":
+        os.environ.setdefault("ISTIO_META_INTERCEPTION_MODE", "NONE")
+        return _proxy(options)
+    capture = ["istio-iptables"]
+    for name, flag in _CAPTURE_FLAGS.items():
+        if environment.get(name):
+            capture += [flag, environment[name]]
+    if environment.get("ISTIO_META_DNS_CAPTURE") == "true":
+        capture.append("--redirect-dns")
+    if code := _capture(_parser().parse_args(capture)):
+        return code
+    try:
+        return _proxy(options)
+    finally:
+        _capture(_parser().parse_args(["istio-clean-iptables"]))
 
 
 # --- request, wait, version ---------------------------------------------------------------------------
