@@ -101,6 +101,21 @@ ROUTE = "http: [{route: [{destination: {host: %s}}]}]"
                "{match: [{uri: {prefix: /a}}, {uri: {exact: /b}}], route: [{destination: {host: reviews}}]}]}"),
             "IST0131", "spec.http[1].match[0]", "remove",
         ),
+        (vs("{hosts: [reviews], http: [{delegate: {name: leaf}}]}"), "IST0101", "spec.http[0].delegate", "create it"),
+        (
+            vs("{hosts: [reviews], http: [{delegate: {name: leaf}}]}") + "---\n" + vs("{hosts: [web], " + ROUTE % "reviews" + "}", "leaf"),
+            "IST0101", "spec.http[0].delegate", "take the hosts out",
+        ),
+        (
+            vs("{hosts: [reviews], http: [{delegate: {name: leaf}}]}") + "---\n"
+            + vs("{exportTo: [c], " + ROUTE % "reviews" + "}", "leaf"),
+            "IST0101", "spec.http[0].delegate", "exportTo",
+        ),
+        (
+            vs("{hosts: [reviews], http: [{match: [{uri: {prefix: /a}}], delegate: {name: leaf}}]}") + "---\n"
+            + vs("{http: [{match: [{uri: {prefix: /b}}], route: [{destination: {host: reviews}}]}]}", "leaf"),
+            "MLT0023", "spec.http[0].delegate", "match",
+        ),
         (gateway("credentialName: missing"), "IST0101", "credentialName", "istio-system"),
         (gateway("credentialName: x", selector="{istio: none}"), "IST0101", "spec.selector", "selector"),
         (gateway("credentialName: x", port="7777"), "IST0162", "port.number", "Service"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from meltemi.translate.delegates import resolve_delegates
 from mesh_world import World, build_world, pod, service
 from simulate import destinations, simulate
 
@@ -173,6 +174,43 @@ spec:
         for path in ("/a/b/c", "/a/x", "/other")
     }
     assert got == {"/a/b/c": 201, "/a/x": 202, "/other": 404}
+
+
+def test_a_delegate_speaks_for_its_own_namespace_and_lines() -> None:
+    """Its short names are services of its namespace; what the root alone sets holds; each route tells of both objects."""
+    root = _virtual_service(
+        "root",
+        "shop",
+        "[web]",
+        "[{match: [{uri: {prefix: /a}}], timeout: 3s, mirrors: [{destination: {host: web}}],"
+        " delegate: {name: leaf, namespace: other}}]",
+    )
+    leaf = """
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: leaf, namespace: other}
+spec:
+  http:
+  - match: [{uri: {prefix: /a/b}}]
+    route: [{destination: {host: till}}]
+  - route: [{destination: {host: till}}]
+"""
+    context = _world(root + leaf).context
+    (merged,) = (c for c in resolve_delegates(context) if c.meta.name == "root")
+    first, second = merged.spec.http
+    assert first.route[0].destination.host == "till.other.svc.cluster.local"
+    assert (first.timeout, first.mirrors[0].destination.host) == (3.0, "web")
+    places = [
+        [(origin.name, origin.path) for origin in merged.origins(f"spec.http{path}")]
+        for path in ("[0]", "[0].match[0]", "[1].match[0]")
+    ]
+    assert places == [
+        [("leaf", "spec.http[0]"), ("root", "spec.http[0].delegate")],
+        [("leaf", "spec.http[0].match[0]"), ("root", "spec.http[0].match[0]")],
+        [("root", "spec.http[0].match[0]")],
+    ]
+    assert second.timeout == 3.0
 
 
 def test_tcp_shares() -> None:

@@ -25,6 +25,7 @@ ANALYZERS: tuple[Callable[[Analysis], None], ...] = (
     routes.analyze_destinations,
     routes.analyze_destination_rules,
     routes.analyze_gateways,
+    routes.analyze_delegates,
     routes.analyze_reachability,
     routes.analyze_claims,
     conflicts.analyze_mesh_hosts,

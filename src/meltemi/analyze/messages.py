@@ -68,6 +68,7 @@ _ALL = (
     Message("MLT0012", "FieldWithOtherEffect", _I, "{}"),
     Message("MLT0013", "PolicyReplaced", _E, "{}"),
     Message("MLT0021", "ConflictingDestinationRules", _W, "{others} is for the host {host} too: {what}"),
+    Message("MLT0023", "DelegateNeverMatches", _W, "rule {rule} of the delegate {name} can never hold together with this one's match"),
     Message("MLT0022", "OverlappingGatewayRoutes", _W, "{others} has a rule with the same match for {host} on {gateway}: the oldest object's comes first"),
 )  # fmt: skip
 

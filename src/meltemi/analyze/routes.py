@@ -12,6 +12,7 @@ from meltemi.config.validate_virtual_service import covers
 from meltemi.model.config import Config
 from meltemi.model.topology import Gateway
 from meltemi.model.traffic import Destination, HTTPMatchRequest, TCPRoute, TLSRoute, VirtualService
+from meltemi.translate.delegates import delegate_of, merge_rules
 
 
 def destinations(spec: VirtualService) -> Iterator[tuple[str, Destination]]:
@@ -136,6 +137,38 @@ def _serves(context: Analysis, gateway: Config[Gateway], config: Config[VirtualS
                 if covers(host, wanted) or covers(wanted, host) or covers(host, full):
                     return True
     return False
+
+
+def analyze_delegates(context: Analysis) -> None:
+    """Delegates exist, have no hosts and are exported (IST0101); their rules can hold together with the root's (MLT0023)."""
+    leaves = {
+        config.key: config for config in context.of("VirtualService") if not config.spec.hosts
+    }
+    for config in context.of("VirtualService"):
+        for index, rule in enumerate(config.spec.http):
+            if rule.delegate is None or not config.spec.hosts:
+                continue
+            path = item("spec.http", index) + ".delegate"
+            leaf = delegate_of(config, rule.delegate, leaves, context.mesh)
+            space = rule.delegate.namespace or config.meta.namespace
+            name = f"{space}/{rule.delegate.name}"
+            if leaf is None:
+                remedy = _no_delegate(context, space, rule.delegate.name)
+                context.add("IST0101", config, path, remedy, kind="delegate", name=name)
+                continue
+            for number, inner in enumerate(leaf.spec.http):
+                if merge_rules(rule, inner) is None:
+                    remedy = "let the delegate's match say more about what the root's match takes"
+                    context.add("MLT0023", config, path, remedy, rule=number, name=name)
+
+
+def _no_delegate(context: Analysis, namespace: str, name: str) -> str:
+    found = context.find("VirtualService", namespace, name)
+    if found is None:
+        return "create it: a VirtualService without hosts"
+    if found.spec.hosts:
+        return "take the hosts out of it: a delegate has none"
+    return "have its exportTo name this namespace"
 
 
 def analyze_claims(context: Analysis) -> None:

@@ -83,11 +83,19 @@ class Config(Generic[SpecT]):
     # Set on objects that were converted (from an Ingress, a Gateway API route): what people wrote.
     written_as: Origin | None = field(default=None, compare=False, repr=False)
     status: Status = NO_STATUS
+    # Set on objects that were joined from several: where a field's parts were written, by its path.
+    joined: Mapping[str, tuple[Origin, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def key(self) -> Key:
         """The identity of this object."""
         return Key(self.kind, self.meta.namespace, self.meta.name)
+
+    def origins(self, path: str) -> tuple[Origin, ...]:
+        """All places of a field, the most telling first: several where objects were joined."""
+        return self.joined.get(path) or (self.origin(path),)
 
     def origin(self, path: str = "spec") -> Origin:
         """The place of a field. Falls back to the nearest enclosing field whose line is known."""

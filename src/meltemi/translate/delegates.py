@@ -6,92 +6,174 @@ its own conditions and must also meet the root's; a combination that contradicts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from meltemi.model.config import Config
-from meltemi.model.traffic import HTTPMatchRequest, HTTPRoute, StringMatch, VirtualService
+from meltemi.model.config import Config, Key
+from meltemi.model.mesh import MeshConfig
+from meltemi.model.names import resolve_short_name
+from meltemi.model.origin import Origin
+from meltemi.model.traffic import (
+    Delegate,
+    Destination,
+    HTTPMatchRequest,
+    HTTPRoute,
+    StringMatch,
+    VirtualService,
+)
 from meltemi.push.context import PushContext
 from meltemi.translate.visibility import is_visible
 
 
-def resolve_delegates(context: PushContext) -> tuple[Config[VirtualService], ...]:
-    """VirtualServices with hosts, their delegates filled in. Remembered in the context."""
-    known = context.memo.get("delegates")
+def resolve_delegates(
+    context: PushContext, domain: str = "cluster.local"
+) -> tuple[Config[VirtualService], ...]:
+    """VirtualServices with hosts, their delegates filled in; ``domain`` completes short names. Remembered in the context."""
+    key = ("delegates", domain)
+    known = context.memo.get(key)
     if known is not None:
         return tuple(known)
-    leaves = {
-        (config.meta.namespace, config.meta.name): config
-        for config in context.virtual_services
-        if not config.spec.hosts
-    }
+    leaves = {config.key: config for config in context.virtual_services if not config.spec.hosts}
     made = tuple(
-        _resolve(config, leaves, context)
+        _resolve(config, leaves, context.mesh, domain)
         for config in context.virtual_services
         if config.spec.hosts
     )
-    context.memo["delegates"] = made
+    context.memo[key] = made
     return made
+
+
+def delegate_of(
+    config: Config[VirtualService],
+    reference: Delegate,
+    leaves: Mapping[Key, Config[VirtualService]],
+    mesh: MeshConfig,
+) -> Config[VirtualService] | None:
+    """The one of ``leaves`` (VirtualServices without hosts) that a rule hands over to, if it is there and exported to it."""
+    namespace = reference.namespace or config.meta.namespace
+    leaf = leaves.get(Key("VirtualService", namespace, reference.name))
+    if leaf is None:
+        return None
+    defaults = mesh.default_virtual_service_export_to
+    seen = is_visible(leaf.spec.export_to, defaults, namespace, config.meta.namespace)
+    return leaf if seen else None
 
 
 def _resolve(
     config: Config[VirtualService],
-    leaves: Mapping[tuple[str, str], Config[VirtualService]],
-    context: PushContext,
+    leaves: Mapping[Key, Config[VirtualService]],
+    mesh: MeshConfig,
+    domain: str,
 ) -> Config[VirtualService]:
     if not any(rule.delegate for rule in config.spec.http):
         return config
     rules: list[HTTPRoute] = []
-    for rule in config.spec.http:
+    places: dict[str, tuple[Origin, ...]] = {}
+
+    def take(
+        rule: HTTPRoute, origins: tuple[Origin, ...], matches: Iterable[tuple[Origin, ...]]
+    ) -> None:
+        path = f"spec.http[{len(rules)}]"
+        rules.append(rule)
+        places[path] = origins
+        places.update((f"{path}.match[{number}]", found) for number, found in enumerate(matches))
+
+    for index, rule in enumerate(config.spec.http):
+        path = f"spec.http[{index}]"
+        outer = [config.origin(f"{path}.match[{number}]") for number in range(len(rule.match))]
         if rule.delegate is None:
-            rules.append(rule)
+            take(rule, (config.origin(path),), ((origin,) for origin in outer))
             continue
-        namespace = rule.delegate.namespace or config.meta.namespace
-        leaf = leaves.get((namespace, rule.delegate.name))
-        defaults = context.mesh.default_virtual_service_export_to
-        if leaf is None or not is_visible(
-            leaf.spec.export_to, defaults, namespace, config.meta.namespace
-        ):
-            continue
-        rules.extend(
-            merged
-            for inner in leaf.spec.http
-            if inner.delegate is None and (merged := _merge(rule, inner)) is not None
-        )
+        leaf = delegate_of(config, rule.delegate, leaves, mesh)
+        for number, written in enumerate(leaf.spec.http if leaf is not None else ()):
+            merged = merge_rules(rule, written)
+            if leaf is None or written.delegate is not None or merged is None:
+                continue
+            made, pairs = merged
+            place = f"spec.http[{number}]"
+            matches = (
+                (() if mine is None else (leaf.origin(f"{place}.match[{mine}]"),))
+                + (() if theirs is None else (outer[theirs],))
+                for theirs, mine in pairs
+            )
+            qualified = _qualify(made, written, leaf.meta.namespace, domain)
+            take(qualified, (leaf.origin(place), config.origin(f"{path}.delegate")), matches)
     spec = msgspec.structs.replace(config.spec, http=tuple(rules))
-    return Config(config.kind, config.meta, spec, config.source_map)
+    return Config(config.kind, config.meta, spec, config.source_map, joined=places)
 
 
-def _merge(root: HTTPRoute, inner: HTTPRoute) -> HTTPRoute | None:
+def _qualify(made: HTTPRoute, written: HTTPRoute, namespace: str, domain: str) -> HTTPRoute:
+    """Short names in what the delegate wrote mean services of its own namespace."""
+
+    def full(destination: Destination) -> Destination:
+        host = resolve_short_name(destination.host, namespace, domain)
+        return msgspec.structs.replace(destination, host=host)
+
+    replace = msgspec.structs.replace
+    changes: dict[str, object] = {
+        "route": tuple(replace(t, destination=full(t.destination)) for t in written.route)
+    }
+    if written.mirror is not None:
+        changes["mirror"] = full(written.mirror)
+    if written.mirrors:
+        changes["mirrors"] = tuple(
+            replace(m, destination=full(m.destination)) for m in written.mirrors
+        )
+    return replace(made, **changes)
+
+
+_FROM_ROOT = (
+    "rewrite",
+    "timeout",
+    "retries",
+    "fault",
+    "mirror",
+    "mirrors",
+    "mirror_percent",
+    "mirror_percentage",
+    "cors_policy",
+    "headers",
+)
+# Numbers of the root's and the delegate's condition that one condition was made of.
+Pairs = tuple[tuple[int | None, int | None], ...]
+
+
+def merge_rules(root: HTTPRoute, inner: HTTPRoute) -> tuple[HTTPRoute, Pairs] | None:
+    """A delegate's rule under its root's conditions, with what only the root sets; None when they contradict each other."""
     matches = _merge_matches(root.match, inner.match)
     if matches is None:
         return None
+    unset: tuple[object, ...] = (None, ())
     changes = {
         name: getattr(root, name)
-        for name in (
-            "rewrite",
-            "timeout",
-            "retries",
-            "fault",
-            "mirror",
-            "mirror_percentage",
-            "cors_policy",
-            "headers",
-        )
-        if getattr(inner, name) is None and getattr(root, name) is not None
+        for name in _FROM_ROOT
+        if getattr(inner, name) in unset and getattr(root, name) not in unset
     }
+    if inner.mirror is not None or inner.mirrors:
+        # The two are exclusive: the delegate's own stay.
+        changes.pop("mirror", None)
+        changes.pop("mirrors", None)
     name = "-".join(part for part in (root.name, inner.name) if part)
-    return msgspec.structs.replace(inner, match=matches, name=name, **changes)
+    found = tuple(match for match, _ in matches)
+    made = msgspec.structs.replace(inner, match=found, name=name, **changes)
+    return made, tuple(pair for _, pair in matches)
 
 
 def _merge_matches(
     outer: tuple[HTTPMatchRequest, ...], inner: tuple[HTTPMatchRequest, ...]
-) -> tuple[HTTPMatchRequest, ...] | None:
-    if not outer or not inner:
-        return outer or inner
-    found = [both for one in outer for two in inner if (both := _merge_match(one, two)) is not None]
-    return tuple(found) or None
+) -> list[tuple[HTTPMatchRequest, tuple[int | None, int | None]]] | None:
+    if not inner:
+        return [(one, (index, None)) for index, one in enumerate(outer)]
+    if not outer:
+        return [(two, (None, index)) for index, two in enumerate(inner)]
+    found: list[tuple[HTTPMatchRequest, tuple[int | None, int | None]]] = [
+        (both, (index, number))
+        for index, one in enumerate(outer)
+        for number, two in enumerate(inner)
+        if (both := _merge_match(one, two)) is not None
+    ]
+    return found or None
 
 
 def _merge_match(one: HTTPMatchRequest, two: HTTPMatchRequest) -> HTTPMatchRequest | None:

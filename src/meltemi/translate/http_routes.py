@@ -49,9 +49,9 @@ def _route(
     name = rule.name
     if match is not None and match.name:
         name = f"{name}.{match.name}" if name else match.name
-    origins = [config.origin(f"spec.http[{index}]")]
+    origins = config.origins(f"spec.http[{index}]")
     if match_index is not None:
-        origins.insert(0, config.origin(f"spec.http[{index}].match[{match_index}]"))
+        origins = config.origins(f"spec.http[{index}].match[{match_index}]") + origins
     return Route(
         name=name,
         match=conditions,
@@ -64,7 +64,7 @@ def _route(
         decorator=_decorator(action, place),
         config=config_path(config),
         stat_prefix=match.stat_prefix if match is not None else "",
-        origins=tuple(origins),
+        origins=origins,
     )
 
 

@@ -139,7 +139,7 @@ def _rules(
 ) -> list[Config[VirtualService]]:
     defaults = context.mesh.default_virtual_service_export_to
     found = []
-    for config in resolve_delegates(context):
+    for config in resolve_delegates(context, proxy.dns_domain):
         spec, owner = config.spec, config.meta.namespace
         if not is_visible(spec.export_to, defaults, owner, proxy.namespace):
             continue
