@@ -1,233 +1,36 @@
 """Random policies and requests: a real Envoy and an independent model of Istio's rules must agree.
 
 All four actions, over HTTP and TCP, at all levels: the root namespace, the workload's, other namespaces, with and without selector.
-The model below is written from the API's documentation and shares no code with the translation. ``POLICY_EXAMPLES``
-(default 12) is the number of random meshes; each is asked ``ASKED`` requests and as many connections.
+The model is in ``policy_model.py``. ``POLICY_EXAMPLES`` (default 12) is the number of random meshes; each is asked
+``ASKED`` requests and as many connections.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from meltemi.ir.route import StringMatch
+from meltemi.translate import authorization_rules
+from meltemi.translate.authorization_rules import RuleBuilder
+from policy import policy_model
 from policy.authorizer import Authorizer
 from policy.guard import Caller, Guard, policy
 from policy.guard import Verdict as GuardVerdict
+from policy.policy_model import ALIAS, DOMAIN, Asked, judge
 from policy.tokens import Issuer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(3600)]
 EXAMPLES = int(os.environ.get("POLICY_EXAMPLES", "12"))
 ASKED = 12
-ISSUER = Issuer("https://iss/x")
-DOMAIN, ALIAS = "mesh.example", "old.example"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request."""
-
-    account: str
-    domain: str
-    address: str
-    method: str
-    path: str
-    host: str
-    role: str
-    subject: str
-    groups: tuple[str, ...]
-    realm: str
-    audience: str
-    sni: str
-    passes: bool
-
-
-@dataclass(frozen=True)
-class Place:
-    """The namespace of a policy, which short names of service accounts belong to, and the port that is asked."""
-
-    namespace: str
-    port: int
-    tcp: bool = False
-
-
-# What no TCP connection has, and what nobody knows before a token is verified: CUSTOM policies are asked before.
-TOKEN = {"requestPrincipals", "request.auth.claims[groups]", "request.auth.claims[realm][role]"}
-TOKEN |= {"request.auth.audiences", "request.auth.principal"}
-HTTP = TOKEN | {"hosts", "methods", "paths", "request.headers[x-role]"}
-
-
-# ---- the model -----------------------------------------------------------------------------------------------
-
-
-def text_matches(wanted: str, value: str | None) -> bool:
-    """Exact, prefix, suffix, presence. Something empty is not present."""
-    if value is None:
-        return False
-    if wanted == "*":
-        return value != ""
-    if wanted.startswith("*"):
-        return value.endswith(wanted[1:])
-    if wanted.endswith("*"):
-        return value.startswith(wanted[:-1])
-    return value == wanted
-
-
-def path_matches(wanted: str, path: str) -> bool:
-    """Templates by comparing segments, other patterns as text."""
-    if "{" not in wanted:
-        return text_matches(wanted, path)
-
-    def walk(left: list[str], right: list[str]) -> bool:
-        if not left:
-            return not right
-        if left[0] == "{**}":
-            return any(walk(left[1:], right[n:]) for n in range(1, len(right) + 1))
-        if not right:
-            return False
-        fits = right[0] != "" if left[0] == "{*}" else left[0] == right[0]
-        return fits and walk(left[1:], right[1:])
-
-    return walk(wanted.split("/"), path.split("/"))
-
-
-def principal_matches(wanted: str, asked: Asked) -> bool:
-    """With the mesh's trust domains taken as one."""
-    if not asked.account:
-        return False
-    namespace, name = asked.account.split("/")
-    rest = f"ns/{namespace}/sa/{name}"
-    domain, slash, _ = wanted.partition("/")
-    local = {DOMAIN, ALIAS, "cluster.local"}
-    spellings = {asked.domain}
-    if slash and domain in local and wanted.count("/") == 4 and asked.domain in local:
-        spellings = local
-    return any(text_matches(wanted, f"{spelling}/{rest}") for spelling in spellings)
-
-
-def subject_matches(wanted: str, asked: Asked) -> bool:
-    return bool(asked.subject) and text_matches(wanted, f"{ISSUER.name}/{asked.subject}")
-
-
-def one_matches(field: str, wanted: str, asked: Asked, place: Place) -> bool:
-    """Whether one value of one field takes the request."""
-    namespace = asked.account.partition("/")[0]
-    if field == "principals":
-        return principal_matches(wanted, asked)
-    if field == "namespaces":
-        return bool(asked.account) and text_matches(wanted, namespace)
-    if field == "serviceAccounts":
-        full = wanted if "/" in wanted else f"{place.namespace}/{wanted}"
-        return asked.account == full
-    if field == "ipBlocks":
-        return ip_address(asked.address) in ip_network(wanted, strict=False)
-    if field in ("requestPrincipals", "request.auth.principal"):
-        return subject_matches(wanted, asked)
-    if field == "request.auth.claims[realm][role]":
-        return bool(asked.subject) and text_matches(wanted, asked.realm or None)
-    if field == "request.auth.audiences":
-        return bool(asked.subject) and text_matches(wanted, asked.audience or None)
-    if field == "hosts":
-        return text_matches(wanted.lower(), asked.host.lower())
-    if field == "methods":
-        return text_matches(wanted, asked.method)
-    if field == "paths":
-        return path_matches(wanted, asked.path.partition("?")[0])
-    if field == "ports":
-        return int(wanted) == place.port
-    if field == "request.headers[x-role]":
-        return text_matches(wanted, asked.role or None)
-    if field == "request.auth.claims[groups]":
-        return bool(asked.subject) and any(text_matches(wanted, group) for group in asked.groups)
-    if field == "connection.sni":
-        return text_matches(wanted, asked.sni)
-    raise AssertionError(field)
-
-
-Parts = list[tuple[str, bool, list[str]]]  # (field, is it a not-field, its values)
-
-
-def parts_of(fields: dict[str, list[str]]) -> Parts:
-    """The fields of a source or an operation."""
-    found: Parts = []
-    for name, values in fields.items():
-        negative = name.startswith("not")
-        found.append((name[3].lower() + name[4:] if negative else name, negative, values))
-    return found
-
-
-def alternatives(rule: dict[str, Any]) -> tuple[list[Parts], list[Parts], Parts]:
-    """(sources, operations, conditions)."""
-    conditions: Parts = []
-    for entry in rule.get("when", ()):
-        for part, negative in (("values", False), ("notValues", True)):
-            if entry.get(part) is not None:
-                conditions.append((entry["key"], negative, entry[part]))
-    sources = [parts_of(entry["source"]) for entry in rule.get("from", ())]
-    return sources, [parts_of(entry["operation"]) for entry in rule.get("to", ())], conditions
-
-
-def rule_matches(rule: dict[str, Any], asked: Asked, place: Place, action: str) -> bool:
-    """From, to and when. What is unknown at a place takes the whole of an ALLOW rule away, and is left out of other rules."""
-    unknown = HTTP if place.tcp else TOKEN if action == "CUSTOM" else set()
-    sources, operations, conditions = alternatives(rule)
-    everything = [part for group in (*sources, *operations, conditions) for part in group]
-    if action == "ALLOW" and any(field in unknown for field, _, _ in everything):
-        return False
-
-    def holds(parts: Parts) -> bool:
-        return all(
-            any(one_matches(field, value, asked, place) for value in values) != negative
-            for field, negative, values in parts
-            if field not in unknown
-        )
-
-    return (
-        (not sources or any(map(holds, sources)))
-        and (not operations or any(map(holds, operations)))
-        and holds(conditions)
-    )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the model says."""
-
-    allowed: bool
-    audited: bool
-
-
-def judge(policies: list[dict[str, Any]], asked: Asked, port: int, *, tcp: bool = False) -> Verdict:
-    """Istio's order of evaluation: CUSTOM, DENY, ALLOW, for the policies that select the workload; AUDIT beside them."""
-    here = [
-        p
-        for p in policies
-        if p["namespace"] in ("default", "istio-system") and p["selects"] in ("", "server")
-    ]
-    hits = {
-        action: any(
-            rule_matches(rule, asked, Place(p["namespace"], port, tcp), action)
-            for p in here
-            if p["action"] == action
-            for rule in p["rules"]
-        )
-        for action in ("CUSTOM", "DENY", "ALLOW", "AUDIT")
-    }
-    # The authorizer speaks HTTP: what it would be asked about on TCP is refused.
-    asked_out = hits["CUSTOM"] and (tcp or not asked.passes)
-    closed = not hits["ALLOW"] and any(p["action"] == "ALLOW" for p in here)
-    return Verdict(not (asked_out or hits["DENY"] or closed), hits["AUDIT"])
-
-
-# ---- random inputs -------------------------------------------------------------------------------------------
-
+ISSUER = Issuer(policy_model.ISSUER)
 NAMES = ("a", "ab", "b.c")
 PATHS = ("/", "/a", "/a/", "/a/b", "/a//b", "/ab/a/b", "/a/b/a", "/A")
 _VALUES: dict[str, tuple[str, ...]] = {
@@ -409,20 +212,20 @@ def _request(guard: Guard, caller: Caller, asked: Asked, *, why: bool) -> GuardV
     )
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    policies=st.lists(_policy(), min_size=1, max_size=4),
-    asked=st.lists(_asked, min_size=ASKED, max_size=ASKED),
-)
-def test_envoy_agrees_with_the_model(
+class Disagreement(AssertionError):
+    """Envoy and the model say different things."""
+
+
+def agree(same: bool, told: object) -> None:
+    """The verdicts are the same, or ``told`` says about what."""
+    if not same:
+        raise Disagreement(told)
+
+
+def compare(
     guard: Guard, asker: Authorizer, policies: list[dict[str, Any]], asked: list[Asked]
 ) -> None:
-    """Every request and every connection gets the model's verdict."""
+    """Every request and every connection gets the model's verdict. Raises Disagreement."""
     tokens = policy(
         f"{{jwtRules: [{{issuer: '{ISSUER.name}', jwks: '{ISSUER.keys}'}}]}}",
         kind="RequestAuthentication",
@@ -438,9 +241,74 @@ def test_envoy_agrees_with_the_model(
         caller, seen = _caller(entry)
         wanted = judge(known, seen, guard.http.port)
         answer = _request(guard, caller, seen, why=audits)
-        assert answer.status == (200 if wanted.allowed else 403), (seen, text)
+        agree(answer.status == (200 if wanted.allowed else 403), (seen, text))
         # An authorizer's refusal comes before everything else.
         if audits and answer.status == 200:
-            assert answer.audited == wanted.audited, (seen, text)
+            agree(answer.audited == wanted.audited, (seen, text))
         wanted = judge(known, seen, guard.tcp.port, tcp=True)
-        assert bool(guard.ask(caller)) == wanted.allowed, ("tcp", seen, text)
+        agree(bool(guard.ask(caller)) == wanted.allowed, ("tcp", seen, text))
+
+
+RANDOM = {
+    "policies": st.lists(_policy(), min_size=1, max_size=4),
+    "asked": st.lists(_asked, min_size=ASKED, max_size=ASKED),
+}
+BOUNDS = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(BOUNDS, max_examples=EXAMPLES)
+@given(**RANDOM)
+def test_envoy_agrees_with_the_model(
+    guard: Guard, asker: Authorizer, policies: list[dict[str, Any]], asked: list[Asked]
+) -> None:
+    """Random policies, requests and connections."""
+    compare(guard, asker, policies, asked)
+
+
+_field = RuleBuilder._field
+FAULTS: dict[str, tuple[object, str, Any]] = {
+    "what must not be must be": (
+        RuleBuilder,
+        "_field",
+        lambda self, attribute, name, values, unwanted, path: _field(
+            self, attribute, name, unwanted, values, path
+        ),
+    ),
+    "one of several conditions is enough": (
+        authorization_rules,
+        "_both",
+        authorization_rules._either,
+    ),
+    "a beginning has to be all of it": (
+        authorization_rules,
+        "string_match",
+        lambda value: StringMatch("exact", value.strip("*") or "nothing"),
+    ),
+}
+
+
+SLOW = pytest.mark.slow  # one of them is enough every time
+
+
+@pytest.mark.parametrize(
+    "fault", [name if n == 0 else pytest.param(name, marks=SLOW) for n, name in enumerate(FAULTS)]
+)
+def test_a_planted_fault_is_noticed(
+    guard: Guard, asker: Authorizer, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The comparison can fail: a translation with one fault does not get past a few random meshes."""
+    monkeypatch.setattr(*FAULTS[fault])
+
+    @settings(
+        BOUNDS,
+        max_examples=30,
+        derandomize=True,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
+    @given(**RANDOM)
+    def search(policies: list[dict[str, Any]], asked: list[Asked]) -> None:
+        compare(guard, asker, policies, asked)
+
+    with pytest.raises(Disagreement):
+        search()
