@@ -80,6 +80,53 @@ def test_gateways_merge_by_name_and_new_ones_are_added() -> None:
     assert private["spec"]["template"]["metadata"]["labels"]["istio"] == "private"
 
 
+def test_a_gateway_beside_the_profiles_own_is_made_like_it() -> None:
+    """Ports, type, resources and scaling are not to be written again, as in Istio."""
+    entry = {"name": "second", "enabled": True, "k8s": {"service": {"type": "NodePort"}}}
+    found = kinds(installed({"components": {"ingressGateways": [entry]}}))
+    own = found["Service", "istio-ingressgateway"]["spec"]
+    second = found["Service", "second"]["spec"]
+    assert (second["type"], second["ports"]) == ("NodePort", own["ports"])
+    assert second["selector"]["app"] == "second"
+    assert ("HorizontalPodAutoscaler", "second") in found
+
+
+@pytest.mark.parametrize("where", ["values", "unvalidatedValues"])
+def test_helms_values_are_another_way_to_say_the_same(where: str) -> None:
+    ingress = {
+        "type": "NodePort",
+        "serviceAnnotations": {"a": "b"},
+        "env": {"X": 1},
+        "labels": {"team": "edge"},
+    }
+    pilot = {"replicaCount": 3, "rollingMaxSurge": 1, "nodeSelector": {"disk": "ssd"}}
+    values = {
+        "gateways": {"istio-ingressgateway": ingress},
+        "pilot": {**pilot, "autoscaleEnabled": False},
+        "global": {"logging": {"level": "default:debug"}},
+    }
+    found = kinds(installed({where: values}))
+    service = found["Service", "istio-ingressgateway"]
+    assert service["metadata"]["annotations"] == {"a": "b"}
+    assert service["spec"]["type"] == "NodePort"
+    gateway = found["Deployment", "istio-ingressgateway"]["spec"]["template"]
+    assert gateway["metadata"]["labels"]["team"] == "edge"
+    assert gateway["spec"]["containers"][0]["env"] == [{"name": "X", "value": "1"}]
+    istiod = found["Deployment", "istiod"]["spec"]
+    assert (istiod["replicas"], istiod["strategy"]) == (3, {"rollingUpdate": {"maxSurge": 1}})
+    assert istiod["template"]["spec"]["nodeSelector"] == {"disk": "ssd"}
+    assert "--log_output_level=default:debug" in istiod["template"]["spec"]["containers"][0]["args"]
+    over = {"components": {"pilot": {"k8s": {"replicaCount": 5}}}}
+    istiod = kinds(installed({where: values, **over}))["Deployment", "istiod"]["spec"]
+    assert istiod["replicas"] == 5
+
+
+def test_istiods_service_has_its_annotations() -> None:
+    k8s = {"serviceAnnotations": {"a": "b"}}
+    found = kinds(installed({"components": {"pilot": {"k8s": k8s}}}))
+    assert found["Service", "istiod"]["metadata"]["annotations"] == {"a": "b"}
+
+
 def test_a_revision_names_everything_that_must_not_clash() -> None:
     found = kinds(installed({"revision": "canary"}))
     assert ("Deployment", "istiod-canary") in found

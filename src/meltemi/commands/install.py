@@ -54,6 +54,9 @@ def _check(document: dict[str, Any]) -> None:
     errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
     if errors:
         raise CommandError("\n".join(errors))
+    for finding in findings:
+        if finding.level is Level.WARNING:
+            click.echo(str(finding), err=True)
 
 
 def _rendered(spec: dict[str, Any]) -> Installation:

@@ -15,6 +15,7 @@ from meltemi.config import validate_topology as topo
 from meltemi.config.reader import Report
 from meltemi.config.validate_destination_rule import validate_destination_rule
 from meltemi.config.validate_envoy_filter import validate_envoy_filter
+from meltemi.config.validate_install import validate_istio_operator
 from meltemi.config.validate_virtual_service import validate_virtual_service
 from meltemi.model.config import Config
 from meltemi.model.destination_rule import DestinationRule
@@ -70,10 +71,6 @@ _V1 = ("v1", "v1beta1", "v1alpha3")
 
 def _column(name: str, path: str, text: str, kind: str = "string") -> tuple[str, str, str, str]:
     return (name, path, kind, text)
-
-
-def _accept(_: Config[Any], __: Report) -> None:
-    """No rules beyond the schema: the installer checks values against charts and profiles itself."""
 
 
 _ALL = (
@@ -155,7 +152,7 @@ _ALL = (
     ),
     KindInfo(
         "IstioOperator", INSTALL, "istiooperators", "istiooperator", ("v1alpha1",), "v1alpha1",
-        IstioOperator, _accept, ("iop", "io"),
+        IstioOperator, validate_istio_operator, ("iop", "io"),
         columns=(
             _column("Revision", ".spec.revision", "Name of the control plane"),
             _column("Status", ".status.status", "State of the installation"),

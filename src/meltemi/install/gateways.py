@@ -112,7 +112,8 @@ def _one(
             spec={"selector": labels, **service},
         ),
     ]
-    values = ((context.values.get("gateways") or {}).get(name)) or {}
+    scaling = context.values.get("gateways") or {}
+    values = scaling.get(name) or scaling.get(f"istio-{default_label}") or {}
     made += overlays.scaling(own, component, name, labels, values)
     return overlays.apply_k8s(made, name, k8s, f"{component} {name}")
 

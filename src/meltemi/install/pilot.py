@@ -212,6 +212,11 @@ def _environment(context: InstallContext) -> list[dict[str, Any]]:
     ]
 
 
+def _log_level(context: InstallContext) -> str:
+    logging = (context.values.get("global") or {}).get("logging") or {}
+    return str(logging.get("level") or "default:info")
+
+
 def _deployment(context: InstallContext, account: str, component: dict[str, Any]) -> Manifest:
     selector = {"app": "istiod"}
     if context.revision:
@@ -224,7 +229,7 @@ def _deployment(context: InstallContext, account: str, component: dict[str, Any]
         "args": [
             "discovery",
             "--monitoringAddr=:15014",
-            "--log_output_level=default:info",
+            f"--log_output_level={_log_level(context)}",
             "--domain=cluster.local",
         ],
         "env": _environment(context),
@@ -359,6 +364,7 @@ def render(context: InstallContext) -> list[Manifest]:
             "Service",
             context.istiod,
             labels={"app": "istiod", "istio": "pilot"},
+            annotations=(component.get("k8s") or {}).get("serviceAnnotations"),
             spec={
                 "ports": PORTS,
                 "selector": {"app": "istiod"}

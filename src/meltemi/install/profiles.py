@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meltemi.install.values import EGRESS, INGRESS, as_components
+
 Spec = dict[str, Any]
 
 VERSION = "0.1.0"
@@ -46,7 +48,7 @@ _BASE: Spec = {
         },
         "ingressGateways": [
             {
-                "name": "istio-ingressgateway",
+                "name": INGRESS,
                 "enabled": True,
                 "label": {"istio": "ingressgateway"},
                 "k8s": {
@@ -57,7 +59,7 @@ _BASE: Spec = {
         ],
         "egressGateways": [
             {
-                "name": "istio-egressgateway",
+                "name": EGRESS,
                 "enabled": False,
                 "label": {"istio": "egressgateway"},
                 "k8s": {
@@ -83,12 +85,12 @@ _BASE: Spec = {
             "traceSampling": 1.0,
         },
         "gateways": {
-            "istio-ingressgateway": {
+            INGRESS: {
                 "autoscaleEnabled": True,
                 "autoscaleMin": 1,
                 "autoscaleMax": 5,
             },
-            "istio-egressgateway": {"autoscaleEnabled": True, "autoscaleMin": 1, "autoscaleMax": 5},
+            EGRESS: {"autoscaleEnabled": True, "autoscaleMin": 1, "autoscaleMax": 5},
         },
     },
 }
@@ -102,13 +104,11 @@ _DEMO: Spec = {
         "pilot": {"k8s": {"resources": {"requests": {"cpu": "10m", "memory": "100Mi"}}}},
         "ingressGateways": [
             {
-                "name": "istio-ingressgateway",
+                "name": INGRESS,
                 "k8s": {"resources": _SMALL, "service": {"ports": _DEMO_INGRESS_PORTS}},
             }
         ],
-        "egressGateways": [
-            {"name": "istio-egressgateway", "enabled": True, "k8s": {"resources": _SMALL}}
-        ],
+        "egressGateways": [{"name": EGRESS, "enabled": True, "k8s": {"resources": _SMALL}}],
     },
     "values": {
         "global": {
@@ -116,15 +116,15 @@ _DEMO: Spec = {
         },
         "pilot": {"autoscaleEnabled": False, "traceSampling": 100.0},
         "gateways": {
-            "istio-ingressgateway": {"autoscaleEnabled": False},
-            "istio-egressgateway": {"autoscaleEnabled": False},
+            INGRESS: {"autoscaleEnabled": False},
+            EGRESS: {"autoscaleEnabled": False},
         },
     },
 }
 
 _MINIMAL: Spec = {
     "components": {
-        "ingressGateways": [{"name": "istio-ingressgateway", "enabled": False}],
+        "ingressGateways": [{"name": INGRESS, "enabled": False}],
     }
 }
 
@@ -132,8 +132,8 @@ _EMPTY: Spec = {
     "components": {
         "base": {"enabled": False},
         "pilot": {"enabled": False},
-        "ingressGateways": [{"name": "istio-ingressgateway", "enabled": False}],
-        "egressGateways": [{"name": "istio-egressgateway", "enabled": False}],
+        "ingressGateways": [{"name": INGRESS, "enabled": False}],
+        "egressGateways": [{"name": EGRESS, "enabled": False}],
     }
 }
 
@@ -191,6 +191,20 @@ def resolve(spec: Mapping[str, Any]) -> Spec:
         raise UnknownProfileError(
             f"spec.profile: there is no profile {name!r}; choose one of {', '.join(sorted(PROFILES))}"
         )
-    resolved: Spec = merge(merge(_BASE, PROFILES[name]), spec)
+    profile: Spec = merge(_BASE, PROFILES[name])
+    values = merge(spec.get("values") or {}, spec.get("unvalidatedValues") or {})
+    under = merge(profile, {"components": as_components(values)})
+    resolved: Spec = merge(under, {**spec, "values": values} if values else spec)
+    for key in ("ingressGateways", "egressGateways"):
+        resolved["components"][key] = _complete(
+            profile["components"][key], resolved["components"].get(key) or []
+        )
     resolved["profile"] = name
     return resolved
+
+
+def _complete(known: Sequence[Mapping[str, Any]], entries: Sequence[Spec]) -> list[Spec]:
+    """Gateways beside the profile's own are made like it, where their entries say nothing else."""
+    model = {"k8s": known[0]["k8s"]}
+    names = {entry["name"] for entry in known}
+    return [e if e.get("name") in names else merge(model, e) for e in entries]

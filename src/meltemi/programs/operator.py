@@ -64,7 +64,7 @@ class Reconciler:
         async with self._locks.setdefault((namespace, name), asyncio.Lock()):
             if not quiet:
                 log.info("begin reconciling resources for %s/%s", namespace, name)
-            healths = await self._apply(resource, namespace, name, generation)
+            healths = await self._apply(resource, namespace, name, generation, quiet)
             await self._write(namespace, name, healths, generation)
             state = overall(healths)
             for health in healths:
@@ -76,12 +76,15 @@ class Reconciler:
             return state in ("HEALTHY", "NONE")
 
     async def _apply(
-        self, resource: Mapping[str, Any], namespace: str, name: str, generation: int
+        self, resource: Mapping[str, Any], namespace: str, name: str, generation: int, quiet: bool
     ) -> list[ComponentHealth]:
         _, findings = load(dict(resource))
         errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
         if errors:
             return [ComponentHealth("Base", "ERROR", "; ".join(errors))]
+        for finding in findings:
+            if finding.level is Level.WARNING and not quiet:
+                log.warning("%s", finding)
         try:
             installation = render(name, namespace, resource.get("spec") or {}, crd_manifests())
         except ValueError as error:
