@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.access_loggers.stats.v3 import stats_pb2
@@ -31,7 +32,14 @@ from google.protobuf import any_pb2, json_format
 from meltemi.protos import ca_pb2
 
 # Imported for their descriptors: resources are written as JSON below.
-DESCRIPTORS = (cluster_pb2, listener_pb2, stats_pb2, router_pb2, http_connection_manager_pb2)
+DESCRIPTORS = (
+    bootstrap_pb2,
+    cluster_pb2,
+    listener_pb2,
+    stats_pb2,
+    router_pb2,
+    http_connection_manager_pb2,
+)
 CDS = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 LDS = "type.googleapis.com/envoy.config.listener.v3.Listener"
 HEALTH = "type.googleapis.com/istio.v1.HealthInformation"
@@ -108,6 +116,7 @@ class ControlPlane:
     authority: Authority = field(default_factory=Authority)
     life_s: float = 3600.0
     refuse: grpc.StatusCode | None = None
+    mute: str = ""  # end streams that ask for this type
     impostor: str = ""  # sign this identity instead of the one asked for
     resources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=list)
@@ -176,6 +185,8 @@ class ControlPlane:
                 continue
             if request.type_url in sent:
                 continue
+            if request.type_url == self.mute:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the test is mute")
             sent.add(request.type_url)
             yield self._response(request.type_url)
 

@@ -14,6 +14,7 @@ from meltemi.adapters.envoy_process import find_envoy
 from meltemi.agent import secrets
 from meltemi.agent.bootstrap import build_bootstrap
 from meltemi.agent.settings import parse_settings
+from meltemi.envoy.patch_bootstrap import merged_bootstrap
 
 PROBES = {
     "/app-health/a/livez": {
@@ -28,6 +29,7 @@ PROBES = {
 
 
 @pytest.mark.envoy
+@pytest.mark.parametrize("patched", [False, True], ids=["as-is", "patched"])
 @pytest.mark.parametrize(
     ("environment", "more"),
     [
@@ -62,7 +64,7 @@ PROBES = {
     ids=["plain", "marked-probes", "ipv6-probes", "gateway", "own-service", "plaintext-stats"],
 )
 def test_envoy_accepts_it(
-    tmp_path: Path, environment: dict[str, str], more: dict[str, Any]
+    tmp_path: Path, environment: dict[str, str], more: dict[str, Any], patched: bool
 ) -> None:
     """``envoy --mode validate`` says OK and nothing else."""
     settings, problems = parse_settings(
@@ -79,8 +81,9 @@ def test_envoy_accepts_it(
     (tmp_path / secrets.XDS_TOKEN_FILE).write_text(secrets.render_xds_token(token, 1))
     bootstrap, problems = build_bootstrap(settings)
     assert not problems
+    # In protobuf's own spelling, too, as after a merge of patches: no field may be lost.
     path = tmp_path / "bootstrap.json"
-    path.write_text(json.dumps(bootstrap))
+    path.write_text(json.dumps(merged_bootstrap(bootstrap, []) if patched else bootstrap))
     run = subprocess.run(
         [find_envoy(), "--mode", "validate", "-c", str(path), "-l", "warning"],
         capture_output=True,

@@ -23,6 +23,7 @@ from cryptography import x509
 
 from agent.control_plane import Authority, ControlPlane
 from agent.world import Application, Container, eventually
+from meltemi.model.names import BOOTSTRAP_TYPE
 
 pytestmark = pytest.mark.envoy
 
@@ -456,3 +457,46 @@ def test_a_mesh_may_change_its_trust_domain(
     control_plane.impostor = "spiffe://new.example/ns/bookinfo/sa/bookinfo-reviews"
     container.start_ready()
     assert control_plane.requests == 1
+
+
+def _patched(plane: ControlPlane, container: Container, **patches: object) -> list[str]:
+    """Names of the runtime layers of an Envoy that started with these patches on offer."""
+    plane.resources[BOOTSTRAP_TYPE] = {
+        f"0000/MERGE/istio-system/{name}": {"layeredRuntime": {"layers": [layer]}}
+        for name, layer in patches.items()
+    }
+    container.environment["BOOTSTRAP_XDS_AGENT"] = "true"
+    container.start_ready()
+    layers = json.loads(container.get(container.admin, "/runtime")[1])["layers"]
+    return [str(layer) for layer in layers]
+
+
+def test_patches_of_the_bootstrap_are_asked_for(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """With the pod's token; the node says that it takes them."""
+    layer = {"name": "patched", "staticLayer": {"x": 1}}
+    assert _patched(control_plane, container, good=layer) == ["global config", "admin", "patched"]
+    assert "bootstrap patched by 0000/MERGE/istio-system/good" in container.text()
+    assert control_plane.stream_tokens[0] == "Bearer token-1"
+    assert control_plane.nodes[0].metadata["BOOTSTRAP_XDS_AGENT"] == "true"
+
+
+def test_a_patch_that_envoy_refuses_stops_nobody(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """Two layers of one name are an error, which Envoy would not start with."""
+    layer = {"name": "admin", "staticLayer": {"x": 1}}
+    assert _patched(control_plane, container, bad=layer) == ["global config", "admin"]
+    (line,) = [line for line in container.text().splitlines() if "refuses the bootstrap" in line]
+    assert "istio-system/bad" in line and "admin" in line and "starting without them" in line
+
+
+def test_an_istiod_that_does_not_answer_stops_nobody(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """Certificates came, the answer about patches does not: the agent says so and goes on."""
+    control_plane.mute = BOOTSTRAP_TYPE
+    container.environment["BOOTSTRAP_XDS_AGENT"] = "true"
+    container.start_ready()
+    assert "cannot be had from istiod: " in container.text()

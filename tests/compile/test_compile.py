@@ -253,3 +253,22 @@ def test_conflicts_are_told_at_both_objects_and_stop_nothing(tmp_path: Path) -> 
     assert any(f"{path}:5 (VirtualService/again.default spec.hosts[0])" in line for line in told)
     assert any("VirtualService/reviews.default spec.hosts[0]" in line for line in told)
     assert f"[IST0101] {path}:6" in result.stderr
+
+
+def test_a_bootstrap_has_the_patches_that_the_agent_would_ask_for(tmp_path: Path) -> None:
+    """Only where the agent asks; elsewhere the patch's line is named."""
+    path = tmp_path / "patch.yaml"
+    path.write_text(
+        "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n"
+        "metadata: {name: start, namespace: istio-system}\nspec:\n  configPatches:\n"
+        "  - applyTo: BOOTSTRAP\n    patch: {operation: MERGE, value: {stats_flush_interval: 7s}}\n"
+    )
+    files = ("-f", str(MESH), str(path))
+    (entry,) = entries(*files, "--proxy", "reviews-0.default")
+    assert [finding["code"] for finding in entry["findings"]] == ["MLT0110"]
+    asks = tmp_path / "mesh-config.yaml"
+    asks.write_text("defaultConfig: {proxyMetadata: {BOOTSTRAP_XDS_AGENT: 'true'}}\n")
+    more = ("--mesh-config", str(asks), "--proxy", "reviews-0.default", "-o", "bootstrap")
+    made = json.loads(run(*files, *more).stdout)
+    assert made["statsFlushInterval"] == "7s"
+    assert made["node"]["metadata"]["BOOTSTRAP_XDS_AGENT"] == "true"

@@ -13,11 +13,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meltemi.adapters.agent_bootstrap import BootstrapQuestion, ask_for_patches, refusal
 from meltemi.adapters.agent_csr import CertificateRequest, request_certificate
 from meltemi.adapters.agent_endpoints import AgentEndpoints
 from meltemi.adapters.agent_files import (
@@ -89,6 +90,7 @@ class AgentRuntime:
         self._dns: PodDns | None = None
         self._health: HealthWatch | None = None
         self._resolver_port = 0
+        self._patched_text = ""
 
     # --- the life ---------------------------------------------------------------------------------
 
@@ -337,9 +339,10 @@ class AgentRuntime:
         if epoch:
             self._counters.envoy_restarts += 1
         try:
-            arguments = build_arguments(settings, self._write_bootstrap(), self._override())
             environment = {**os.environ, **settings.config.proxy_metadata}
             environment.update(build_environment(settings))
+            bootstrap = await self._write_bootstrap(environment)
+            arguments = build_arguments(settings, bootstrap, self._override())
             self._process = await spawn_envoy(self._binary, arguments, environment)
         except OSError as error:
             self._log("error", f"Envoy cannot be started: {error}")
@@ -356,7 +359,7 @@ class AgentRuntime:
             self._log("error", missing)
         self._put("supervision", supervision.EnvoyExited(time.monotonic(), code, _chance()))
 
-    def _write_bootstrap(self) -> str:
+    async def _write_bootstrap(self, environment: Mapping[str, str]) -> str:
         settings = self._settings
         if settings.config.custom_config_file:
             return settings.config.custom_config_file
@@ -366,8 +369,43 @@ class AgentRuntime:
         for problem in problems:
             self._log("warning", problem)
         path = self._config_dir / "envoy-rev.json"
-        write_atomically(path, json.dumps(bootstrap, indent=1), 0o644)
+        text = json.dumps(bootstrap, indent=1)
+        if settings.bootstrap_xds:
+            text = await self._patched(bootstrap, environment) or text
+        write_atomically(path, text, 0o644)
         return str(path)
+
+    async def _patched(self, bootstrap: dict[str, Any], environment: Mapping[str, str]) -> str:
+        """The bootstrap with istiod's patches; the last one that was good when istiod does not answer; "" without patches."""
+        settings = self._settings
+        address = settings.config.discovery_address
+        answer = await ask_for_patches(
+            BootstrapQuestion(
+                address=address,
+                server_name=server_name(settings, address),
+                plaintext=is_plaintext(settings, address),
+                root_file=settings.root_file,
+                token_file=settings.token_file if self._token else "",
+                mark=settings.mark,
+                bootstrap=bootstrap,
+            )
+        )
+        wrong = answer.error
+        if answer.text:
+            check = self._config_dir / "envoy-check.json"
+            wrong = await refusal(self._binary, answer.text, check, environment)
+        if wrong:
+            instead = "as before" if self._patched_text else "without them"
+            names = ", ".join(answer.patches) or "patches"
+            text = f"bootstrap {names} cannot be had from istiod"
+            if answer.patches:
+                text = f"Envoy refuses the bootstrap with {names}"
+            self._log("error", f"{text}: {wrong}; starting {instead}")
+            return self._patched_text
+        if answer.patches:
+            self._log("info", f"bootstrap patched by {', '.join(answer.patches)}")
+        self._patched_text = answer.text
+        return answer.text
 
     def _override(self) -> str:
         path = self._settings.bootstrap_override

@@ -27,6 +27,7 @@ from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import Clock
 from meltemi.model.config import Key
 from meltemi.model.names import (
+    BOOTSTRAP_TYPE,
     CDS_TYPE,
     ECDS_TYPE,
     EDS_TYPE,
@@ -48,7 +49,7 @@ from meltemi.translate import overlay_for, translate
 log = structlog.get_logger("push")
 T = TypeVar("T")
 WORKLOAD_WAIT_S = 2.0  # how long a sidecar that is ahead of its pod's watch event waits for it
-TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE)
+TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE, BOOTSTRAP_TYPE)
 
 
 @dataclass(frozen=True, slots=True)

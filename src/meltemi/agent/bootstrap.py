@@ -17,7 +17,7 @@ from meltemi.agent.own_service import add_own_service
 from meltemi.agent.probes import HTTP_OPTIONS, TYPE, AppProbes, build_app_probes, mark_option
 from meltemi.agent.settings import VERSION, ProxySettings
 from meltemi.agent.stats_config import build_stats_config
-from meltemi.model.names import SDS_ROOTCA
+from meltemi.model.names import BOOTSTRAP_XDS, SDS_ROOTCA
 
 XDS_CLUSTER = "xds-grpc"
 XDS_LISTENER = "agent-xds"
@@ -128,6 +128,8 @@ def build_node(settings: ProxySettings) -> dict[str, Any]:
         metadata["NODE_NAME"] = settings.node_name
     if settings.host_ip:
         metadata["HOST_IP"] = settings.host_ip
+    if settings.bootstrap_xds:
+        metadata[BOOTSTRAP_XDS] = "true"
     if settings.mark:
         metadata["MESH_SO_MARK"] = str(settings.mark)
     if settings.uid != 0 and settings.node_type == "router":

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from meltemi.agent.settings import ProxySettings, parse_proxy_config
 from meltemi.model.frozen import thaw
+from meltemi.model.names import BOOTSTRAP_XDS
 from meltemi.registry.offline import OfflineProxy
 
 
@@ -25,6 +26,7 @@ def offline_settings(proxy: OfflineProxy, trust_domain: str) -> ProxySettings:
         labels=dict(proxy.labels),
         annotations=dict(proxy.annotations),
         trust_domain=trust_domain,
+        bootstrap_xds=proxy.metadata.get(BOOTSTRAP_XDS, "").lower() in ("true", "1"),
         metadata={
             **proxy.metadata,
             "WORKLOAD_NAME": proxy.workload,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meltemi.agent.health import Probe, parse_probe
+from meltemi.model.names import BOOTSTRAP_XDS
 
 VERSION = (
     "1.32.0"  # the Istio API level that istiod and EnvoyFilter matches see in the node metadata
@@ -94,6 +95,7 @@ class ProxySettings:
     app_probers: str = ""
     scrape: Mapping[str, str] = field(default_factory=dict)
     bootstrap_override: str = ""
+    bootstrap_xds: bool = False  # BOOTSTRAP_XDS_AGENT: ask istiod for patches of the bootstrap
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stats_flush_s: float = 5.0
     output_certs: str = ""
@@ -345,6 +347,7 @@ def parse_settings(
             key: str(value) for key, value in read.mapping("ISTIO_PROMETHEUS_ANNOTATIONS").items()
         },
         bootstrap_override=read.text("ISTIO_BOOTSTRAP_OVERRIDE"),
+        bootstrap_xds=read.boolean(BOOTSTRAP_XDS),
         histogram_buckets=_buckets(pod_annotations, problems),
         stats_flush_s=_Reader(pod_annotations, "annotation", problems).seconds(
             "sidecar.istio.io/statsFlushInterval", default.stats_flush_s

@@ -19,7 +19,9 @@ from meltemi.agent.offline import offline_settings
 from meltemi.ca.authority import issue_server, key_pem, self_signed
 from meltemi.commands.compiled import Compiled
 from meltemi.envoy.json_form import message_of, to_json
+from meltemi.envoy.patch_bootstrap import merged_bootstrap
 from meltemi.model.names import (
+    BOOTSTRAP_TYPE,
     CDS_TYPE,
     CERT_DIR,
     EDS_TYPE,
@@ -55,7 +57,8 @@ def static_bootstrap(made: Compiled, trust_domain: str, certificates: str = "") 
     static["clusters"] = [*kept, *clusters]
     static["listeners"] = [*static["listeners"], *listeners]
     static["secrets"] = secrets
-    return bootstrap
+    patches = [(r.name, r.body) for r in made.resources[BOOTSTRAP_TYPE]]
+    return merged_bootstrap(bootstrap, patches) if patches else bootstrap
 
 
 def _json(made: Compiled, type_url: str) -> list[dict[str, Any]]:

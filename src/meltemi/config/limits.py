@@ -132,11 +132,6 @@ _LIMITS = (
             *("route.name", "route.action"),
         )
     ),
-    _no(
-        "EnvoyFilter.configPatches.applyTo=BOOTSTRAP",
-        "is not applied: a proxy's start configuration is made where it runs",
-        "put the configuration into a ConfigMap that the annotation sidecar.istio.io/bootstrapOverride names",
-    ),
     *(
         _no(f"MeshConfig.{name}", text, remedy)
         for name, text, remedy in (

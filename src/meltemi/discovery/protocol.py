@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from meltemi.model.names import CDS_TYPE, EDS_TYPE, LDS_TYPE, NDS_TYPE
+from meltemi.model.names import BOOTSTRAP_TYPE, CDS_TYPE, EDS_TYPE, LDS_TYPE, NDS_TYPE
 from meltemi.model.resource import Resource
 
 # Types that a proxy subscribes to as a whole by naming nothing.
-WILDCARD_TYPES = frozenset({CDS_TYPE, LDS_TYPE, NDS_TYPE})
+WILDCARD_TYPES = frozenset({CDS_TYPE, LDS_TYPE, NDS_TYPE, BOOTSTRAP_TYPE})
 # State-of-the-world responses of these replace all that the proxy had, so they always hold everything.
 WHOLE_TYPES = frozenset({CDS_TYPE, LDS_TYPE})
 # Delta: a name that does not exist is answered "removed" for these. Not for routes and secrets: Envoy then

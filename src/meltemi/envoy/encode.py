@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from meltemi.envoy.clusters import build_cluster
 from meltemi.envoy.listeners import build_listener
 from meltemi.envoy.name_table import name_table_resource
+from meltemi.envoy.patch_bootstrap import bootstrap_patches
 from meltemi.envoy.patch_edit import PatchRecord
 from meltemi.envoy.patching import (
     extension_configs,
@@ -27,7 +28,15 @@ from meltemi.ir.proxy import ProxyIR
 from meltemi.ir.route import RouteConfig
 from meltemi.ir.secret import Secret
 from meltemi.ir.value import per_value
-from meltemi.model.names import CDS_TYPE, ECDS_TYPE, LDS_TYPE, NDS_TYPE, RDS_TYPE, SDS_TYPE
+from meltemi.model.names import (
+    BOOTSTRAP_TYPE,
+    CDS_TYPE,
+    ECDS_TYPE,
+    LDS_TYPE,
+    NDS_TYPE,
+    RDS_TYPE,
+    SDS_TYPE,
+)
 from meltemi.model.resource import Resource, resource_of
 
 
@@ -80,4 +89,5 @@ def encode(ir: ProxyIR, record: PatchRecord | None = None) -> Mapping[str, tuple
         SDS_TYPE: tuple(_secret(secret) for secret in ir.secrets),
         NDS_TYPE: (name_table_resource(ir.names),) if ir.names is not None else (),
         ECDS_TYPE: extension_configs(ir, record) if "extension" in kinds else (),
+        BOOTSTRAP_TYPE: bootstrap_patches(ir, record) if "bootstrap" in kinds else (),
     }

@@ -19,6 +19,9 @@ _NEWER: dict[str, tuple[tuple[str, str, int, str, bool], ...]] = {
     "envoy/extensions/access_loggers/stats/v3/stats.proto": (
         ("Config", "stats_scope", 6, ".envoy.type.v3.Scope", False),
     ),
+    "envoy/extensions/http/injected_credentials/generic/v3/generic.proto": (
+        ("Generic", "header_value_prefix", 3, "string", False),
+    ),
     "envoy/extensions/formatter/cel/v3/cel.proto": (
         ("Cel", "cel_config", 1, ".envoy.config.core.v3.CelExpressionConfig", False),
     ),

@@ -38,11 +38,12 @@ KINDS = {
     "VIRTUAL_HOST": "route",
     "HTTP_ROUTE": "route",
     "EXTENSION_CONFIG": "extension",
+    "BOOTSTRAP": "bootstrap",
 }
 
 
 def patched_kinds(patches: Iterable[Patch]) -> frozenset[str]:
-    """Which of cluster, listener, route and extension any patch touches."""
+    """Which of cluster, listener, route, extension and bootstrap any patch touches."""
     found = {KINDS[patch.apply_to] for patch in patches if patch.apply_to in KINDS}
     # Inbound route tables are inside their listeners.
     return frozenset(found | {"listener"} if "route" in found else found)

@@ -14,6 +14,7 @@ BY_NAME_CLUSTER = "DynamicForwardProxyCluster"
 INBOUND_PASSTHROUGH_CLUSTER = "InboundPassthroughCluster"
 # The proxy's own service, for zone-aware routing: part of the start configuration, so it is called the same everywhere.
 LOCAL_CLUSTER = "local_cluster"
+BOOTSTRAP_XDS = "BOOTSTRAP_XDS_AGENT"  # of agents that ask for what is patched in their bootstrap
 SELF_DISCOVERY = "ENABLE_SELF_DISCOVERY"  # node metadata of proxies that have it
 VIRTUAL_OUTBOUND = "virtualOutbound"
 VIRTUAL_INBOUND = "virtualInbound"
@@ -25,6 +26,9 @@ LDS_TYPE = XDS + "envoy.config.listener.v3.Listener"
 RDS_TYPE = XDS + "envoy.config.route.v3.RouteConfiguration"
 SDS_TYPE = XDS + "envoy.extensions.transport_sockets.tls.v3.Secret"
 ECDS_TYPE = XDS + "envoy.config.core.v3.TypedExtensionConfig"
+BOOTSTRAP_TYPE = (
+    XDS + "envoy.config.bootstrap.v3.Bootstrap"
+)  # the patches that EnvoyFilters make in it
 NDS_TYPE = XDS + "istio.networking.nds.v1.NameTable"
 # A proxy's agent reports with it whether its workload is healthy; nothing is sent back.
 HEALTH_TYPE = XDS + "istio.v1.HealthInformation"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import re2
@@ -18,7 +18,7 @@ from meltemi.model.config import Config, Key
 from meltemi.model.destination_rule import LocalityLbSetting, ZoneAwareLbSetting
 from meltemi.model.extensions import EnvoyFilter
 from meltemi.model.mesh import ProxyConfig
-from meltemi.model.names import SELF_DISCOVERY
+from meltemi.model.names import BOOTSTRAP_XDS, SELF_DISCOVERY
 from meltemi.model.places import place_label
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.security import PolicyTargetReference
@@ -70,7 +70,7 @@ class ProxyClass:
     locality priorities compare. ``dns_capture``: names resolve to
     automatically allocated addresses. ``http10``: HTTP/1.0 is accepted, too. ``mark`` is the socket mark that exempts Envoy's own traffic from capture.
     ``settings`` are what the proxy's own ProxyConfig says about traffic, where that differs from the mesh's.
-    ``own_pods``: the proxy asks for its own service's endpoints, so Envoy can compare zones.
+    ``takes_bootstrap``: there are patches of its start configuration, and its agent asks for them. ``own_pods``: the proxy asks for its own service's endpoints, so Envoy can compare zones.
     """
 
     type: NodeType
@@ -93,6 +93,7 @@ class ProxyClass:
     http10: bool = False
     settings: ProxyConfig | None = None
     own_pods: OwnPods | None = None
+    takes_bootstrap: bool = False
 
     @property
     def is_gateway(self) -> bool:
@@ -243,6 +244,11 @@ def _matched_patches(context: PushContext, proxy: Proxy) -> tuple[tuple[Key, int
     return tuple(found)
 
 
+def _patch_bootstrap(context: PushContext, patches: Iterable[tuple[Key, int]]) -> bool:
+    specs = {config.key: config.spec for config in context.envoy_filters}
+    return any(specs[key].config_patches[index].apply_to == "BOOTSTRAP" for key, index in patches)
+
+
 def _targeted(config: Config[EnvoyFilter], proxy: Proxy) -> bool:
     """Whether a target is the Gateway (of the object's namespace) or the GatewayClass that the proxy serves."""
     for target in config.spec.target_refs:
@@ -334,6 +340,7 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
     chosen = sidecar_for(context, proxy)
     wanted = _relevant_selectors(context, proxy)
     labels = _priority_labels(context)
+    patches = _matched_patches(context, proxy)
     mark = str(proxy.metadata.get("MESH_SO_MARK", ""))
     node_local = any(
         service.internal_traffic_local or service.traffic_distribution == PREFER_SAME_NODE
@@ -349,7 +356,8 @@ def class_key(context: PushContext, proxy: Proxy) -> ProxyClass:
         sidecar=chosen.key if chosen is not None else None,
         targets=service_targets(context, proxy),
         selectors=frozenset(labels for labels in wanted if selects(labels, proxy.labels)),
-        patches=_matched_patches(context, proxy),
+        patches=patches,
+        takes_bootstrap=_truth(proxy, BOOTSTRAP_XDS) and _patch_bootstrap(context, patches),
         label_values=tuple(sorted((name, _priority_label(proxy, name)) for name in labels)),
         mark=int(mark) if _DIGITS.match(mark) else 0,
         families=_families(proxy.addresses),

@@ -24,6 +24,7 @@ from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.frozen import EMPTY_MAP, FrozenMap
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
+from meltemi.model.names import BOOTSTRAP_XDS
 from meltemi.model.origin import Finding, Level, Origin
 from meltemi.registry.from_kubernetes import TLS_MODE
 from meltemi.registry.from_service_entry import entry_labels
@@ -103,7 +104,7 @@ class OfflineProxy:
         return {
             name.removeprefix(_META): str(value)
             for name, value in (given.items() if isinstance(given, Mapping) else ())
-            if name.startswith(_META)
+            if name.startswith(_META) or name == BOOTSTRAP_XDS
         }
 
 

@@ -24,21 +24,29 @@ from meltemi.adapters.grpc_server import GrpcServer
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.pipeline import Attached, ClassView, Pipeline
 from meltemi.adapters.world import Change, World
+from meltemi.agent.bootstrap import build_node
+from meltemi.agent.offline import offline_settings
 from meltemi.ca.identity import Identity, NotAuthenticated
+from meltemi.discovery.node import proxy_from_node
 from meltemi.discovery.protocol import Snapshot
 from meltemi.discovery.watch import State
+from meltemi.envoy.patch_bootstrap import bootstrap_patches
+from meltemi.envoy.patch_edit import PatchRecord
 from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import SystemClock
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
 from meltemi.model.names import CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, parse_spiffe
+from meltemi.model.proxy import Proxy
 from meltemi.model.resource import Resource, resource_of
+from meltemi.push import class_key
 from meltemi.push.queue import PushRequest
 from meltemi.registry.from_kubernetes import RegistrySettings
-from meltemi.registry.offline import OfflineMesh
+from meltemi.registry.offline import OfflineMesh, OfflineProxy
 from meltemi.testing.identities import Identities
 from meltemi.testing.proxies import EPOCH, IDENTITY_HEADER
 from meltemi.testing.rewire import Place, Rewire, Rewired
+from meltemi.translate import translate
 
 NATIVE_KINDS = ("Namespace", "Node", "Service", "Pod", "EndpointSlice", "Secret")
 ALS_SERVICE = "envoy.service.accesslog.v3.AccessLogService"
@@ -119,6 +127,11 @@ class RigPipeline(Pipeline):
         connection = self.connections.of_proxy(proxy)
         view = self.view_of(connection) if connection is not None else None
         return view.ir if view is not None else None
+
+    def ir_for(self, proxy: Proxy) -> ProxyIR:
+        """What a proxy would be told if it asked now."""
+        assert self.context is not None
+        return translate(self.context, class_key(self.context, self._refined(proxy)))
 
     def unbound_listeners(self, proxy: str) -> list[tuple[str, int]]:
         """Addresses and ports of a proxy's listeners that are not bound; EnvoyFilters may have added or removed some."""
@@ -315,6 +328,15 @@ class Control:
         self._sources = dict(objects.configs)
         if moved:
             self.pipeline.changed(Change(moved))
+
+    def bootstrap_patches(self, proxy: OfflineProxy) -> tuple[Resource, ...]:
+        """What the proxy's agent would be told to change in its start configuration, if it asks."""
+        settings = offline_settings(proxy, self.trust_domain)
+        if not settings.bootstrap_xds:
+            return ()
+        node = build_node(settings)
+        ir = self.pipeline.ir_for(proxy_from_node(node["id"], node["metadata"], ""))
+        return bootstrap_patches(ir, PatchRecord())
 
     def synced(self, proxy: str) -> Connection | None:
         """The proxy's connection once it has acknowledged everything. Raises Rejection."""

@@ -19,6 +19,8 @@ from meltemi.agent.bootstrap import build_environment, build_node
 from meltemi.agent.offline import offline_settings
 from meltemi.agent.own_service import add_own_service
 from meltemi.agent.settings import ProxySettings
+from meltemi.envoy.patch_bootstrap import merged_bootstrap
+from meltemi.model.resource import Resource
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing.rewire import RIG_CLUSTER, Place
 
@@ -125,6 +127,7 @@ class Running:
     place: Place
     folder: Path
     process: asyncio.subprocess.Process
+    patches: tuple[Resource, ...] = ()  # of the bootstrap
     connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = field(
         default_factory=lambda: [None, None]
     )
@@ -209,16 +212,24 @@ async def _exchange(kept: tuple[asyncio.StreamReader, asyncio.StreamWriter], pat
 
 
 async def start_proxy(
-    proxy: OfflineProxy, place: Place, socket: Path, folder: Path, trust_domain: str
+    proxy: OfflineProxy,
+    place: Place,
+    socket: Path,
+    folder: Path,
+    trust_domain: str,
+    patches: tuple[Resource, ...] = (),
 ) -> Running:
-    """Start an Envoy; it is not configured yet when this returns.
+    """Start an Envoy; it is not configured yet when this returns. ``patches`` are those of its bootstrap.
 
     :raises EnvoyMissingError: when there is no Envoy binary.
     """
     settings = offline_settings(proxy, trust_domain)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     bootstrap = folder / "bootstrap.json"
-    bootstrap.write_text(json.dumps(build_bootstrap(settings, place, socket)), encoding="utf-8")
+    made = build_bootstrap(settings, place, socket)
+    if patches:
+        made = merged_bootstrap(made, [(patch.name, patch.body) for patch in patches])
+    bootstrap.write_text(json.dumps(made), encoding="utf-8")
     arguments = [
         *("-c", str(bootstrap)),
         *("--concurrency", "1"),
@@ -242,4 +253,4 @@ async def start_proxy(
             stderr=log,
             start_new_session=True,
         )
-    return Running(proxy, place, folder, process)
+    return Running(proxy, place, folder, process, patches)

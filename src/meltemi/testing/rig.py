@@ -314,8 +314,9 @@ class Rig:
     async def _ensure(self, proxy: OfflineProxy) -> None:
         """A running Envoy with exactly this identity."""
         known = self.running.get(proxy.id)
+        patches = self.control.bootstrap_patches(proxy)
         if known is not None and known.process.returncode is None:
-            if _same_node(known.proxy, proxy):
+            if known.proxy == proxy and known.patches == patches:
                 known.place = self._places[proxy.id]
                 return
             await self._end(known)
@@ -327,6 +328,7 @@ class Rig:
             self.folder / "rig.sock",
             self.folder / f"envoy.{proxy.id}",
             self.control.trust_domain,
+            patches,
         )
         self.running[proxy.id] = made
         self.keeper.add(made.process.pid)
@@ -399,11 +401,6 @@ def _is_loopback(address: str) -> bool:
         return ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
-
-
-def _same_node(before: OfflineProxy, after: OfflineProxy) -> bool:
-    """Whether an Envoy may stay: what it was started with is the same."""
-    return before == after
 
 
 def _served_ports(objects: OfflineMesh, store: RegistryStore) -> dict[str, set[int]]:

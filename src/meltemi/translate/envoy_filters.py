@@ -21,10 +21,10 @@ from meltemi.model.extensions import (
     VirtualHostMatch,
 )
 from meltemi.model.frozen import thaw
+from meltemi.model.names import BOOTSTRAP_XDS
 from meltemi.translate.build import Build
 from meltemi.translate.gateway_servers import bound_servers
 
-_NOT_HERE = ("INVALID", "BOOTSTRAP")  # BOOTSTRAP: see config.limits
 _NO_PORT = (-1,)
 
 
@@ -125,7 +125,15 @@ def _match(build: Build, match: EnvoyConfigObjectMatch | None) -> PatchMatch:
 
 def _patch(build: Build, config: Config[EnvoyFilter], index: int) -> Patch | None:
     entry = config.spec.config_patches[index]
-    if entry.apply_to in _NOT_HERE or entry.patch is None or entry.patch.operation == "INVALID":
+    if entry.apply_to == "INVALID" or entry.patch is None or entry.patch.operation == "INVALID":
+        return None
+    if entry.apply_to == "BOOTSTRAP" and not build.proxy.takes_bootstrap:
+        build.report(
+            "MLT0110",
+            "the patch has no effect: the proxy does not ask for patches of its start configuration",
+            config.origin(f"spec.configPatches[{index}].applyTo"),
+            f'set {BOOTSTRAP_XDS}: "true" in the proxyMetadata of the mesh or of the pod',
+        )
         return None
     body = entry.patch.value
     return Patch(
