@@ -45,6 +45,13 @@ def test_the_service_of_the_gateway_says_which_port_is_bound(shop: Mesh) -> None
     assert not {"0.0.0.0_8000", "0.0.0.0_9999"} & listeners
 
 
+def test_a_gateway_that_no_file_describes_has_the_ports_of_an_installed_one(shop: Mesh) -> None:
+    """Samples for the installed gateway name its pods' port 8080; visitors call its Service's port 80."""
+    shop.apply(gateway(server('["*"]', number=8080)), routes(to("details")))
+    assert shop.gateway().get("http://any/").workload == "details-v1"
+    assert shop.gateway().get("http://any:8080/").workload == "details-v1"
+
+
 def _listeners(mesh: Mesh) -> list[dict[str, Any]]:
     dump = next(
         part

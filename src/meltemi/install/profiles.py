@@ -16,13 +16,13 @@ Spec = dict[str, Any]
 VERSION = "0.1.0"
 HUB = "docker.io/meltemi"
 
-_INGRESS_PORTS = [
+INGRESS_PORTS = [
     {"name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP"},
     {"name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP"},
     {"name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP"},
 ]
 _DEMO_INGRESS_PORTS = [
-    *_INGRESS_PORTS,
+    *INGRESS_PORTS,
     {"name": "tcp", "port": 31400, "targetPort": 31400, "protocol": "TCP"},
     {"name": "tls", "port": 15443, "targetPort": 15443, "protocol": "TCP"},
 ]
@@ -53,7 +53,7 @@ _BASE: Spec = {
                 "label": {"istio": "ingressgateway"},
                 "k8s": {
                     "resources": _GATEWAY,
-                    "service": {"type": "LoadBalancer", "ports": _INGRESS_PORTS},
+                    "service": {"type": "LoadBalancer", "ports": INGRESS_PORTS},
                 },
             }
         ],

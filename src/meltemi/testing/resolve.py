@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from meltemi.install.profiles import INGRESS_PORTS
 from meltemi.model.service import Service
 from meltemi.registry.offline import OfflineProxy
 from meltemi.testing.rewire import PLACE_TLV
@@ -150,21 +151,28 @@ def from_outside(rig: Rig, host: str, port: int, namespace: str = "default") -> 
     return Target(rig.endpoint(host, port))
 
 
+# The Service of an installed gateway: its ports, and its pods' behind them.
+INSTALLED_PORTS = {entry["port"]: entry["targetPort"] for entry in INGRESS_PORTS}
+
+
 def to_gateway(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target:
     """A connection from outside to a gateway: its Service's port, or the gateway's own.
 
+    Without a Service that selects it, ports 80 and 443 lead where those of an installed gateway do, unless it listens at them itself.
     A host that is an address is the gateway's address ``host``, which only servers with this ``bind`` listen at.
     """
     place = rig.place(proxy.id)
     assert place is not None
-    number = port
+    ir = rig.ir_of(proxy.id)
+    listeners = ir.listeners if ir is not None else ()
+    own = {listener.port for listener in listeners}
+    number = port if port in own else INSTALLED_PORTS.get(port, port)
     for service in rig.control.world.registry.snapshot().all_services:
         selected = service.selector_labels and service.namespace == proxy.namespace
         if selected and all(proxy.labels.get(k) == v for k, v in service.selector_labels.items()):
             entry = service.port(port)
             if entry is not None:
                 number = entry.target_port or port
-    ir = rig.ir_of(proxy.id)
-    binds = {listener.address for listener in ir.listeners} if ir is not None else set()
+    binds = {listener.address for listener in listeners}
     address = rig.bound(place, host) if host in binds else place.address
     return Target((address, rig.port(number)))
