@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from meltemi.commands.failure import CommandError
+from meltemi.commands.failure import CommandError, why
 
 F = TypeVar("F", bound=Callable[..., Any])
 Object = dict[str, Any]
@@ -29,7 +29,7 @@ def read_documents(paths: Iterable[str]) -> list[Object]:
         try:
             text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"{path}: {error}") from error
+            raise CommandError(f"{path}: {why(error)}") from error
         try:
             found = [item for item in yaml.safe_load_all(text) if item is not None]
         except yaml.YAMLError as error:

@@ -23,6 +23,11 @@ class CommandError(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it as a class variable
 
 
+def why(error: Exception) -> str:
+    """The reason alone: the system's words for it, without its number and the path that the message names anyway."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's coroutine; what the rim raises becomes a line for the user."""
     # Imported here: most verbs that fail never needed the HTTP client.

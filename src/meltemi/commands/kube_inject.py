@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from meltemi.commands.cluster import connection_flags, dump_documents, read_documents
-from meltemi.commands.failure import CommandError, run
+from meltemi.commands.failure import CommandError, run, why
 
 
 @click.command(name="kube-inject")
@@ -72,7 +72,7 @@ def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise CommandError(f"{path}: {why(error)}") from error
 
 
 async def _from_cluster(

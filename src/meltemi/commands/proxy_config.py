@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meltemi.commands.cluster import connection_flags
-from meltemi.commands.failure import CommandError, run
+from meltemi.commands.failure import CommandError, run, why
 from meltemi.model.names import parse_cluster
 
 Dump = Mapping[str, Any]
@@ -232,7 +232,7 @@ def _fetch(
         try:
             return json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CommandError(f"{path}: {error}") from error
+            raise CommandError(f"{path}: {why(error)}") from error
     if not name:
         raise CommandError("name a pod, as POD or POD.NAMESPACE, or a file with -f")
     pod, where = split_pod(name, namespace)

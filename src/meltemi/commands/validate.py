@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from meltemi.commands.failure import CommandError
+from meltemi.commands.failure import CommandError, why
 from meltemi.model.origin import Finding, Level
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -35,7 +35,7 @@ def read_source(path: str) -> tuple[str, str]:
     try:
         return Path(path).read_text(encoding="utf-8"), path
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise CommandError(f"{path}: {why(error)}") from error
 
 
 def as_json(finding: Finding) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Spec = dict[str, Any]
 VERSION = "0.1.0"
 HUB = "docker.io/meltemi"
 
-INGRESS_PORTS = [
+INGRESS_PORTS: list[dict[str, Any]] = [
     {"name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP"},
     {"name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP"},
     {"name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP"},

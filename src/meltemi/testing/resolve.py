@@ -152,7 +152,7 @@ def from_outside(rig: Rig, host: str, port: int, namespace: str = "default") -> 
 
 
 # The Service of an installed gateway: its ports, and its pods' behind them.
-INSTALLED_PORTS = {entry["port"]: entry["targetPort"] for entry in INGRESS_PORTS}
+INSTALLED_PORTS = {int(entry["port"]): int(entry["targetPort"]) for entry in INGRESS_PORTS}
 
 
 def to_gateway(rig: Rig, proxy: OfflineProxy, host: str, port: int) -> Target:
