@@ -419,3 +419,98 @@ def test_members_of_further_trust_domains_may_connect(shop: Mesh) -> None:
     accepted = json.dumps(shop.config("details-v1"))
     assert "spiffe://far.example/" in accepted
     assert "spiffe://cluster.local/" in accepted
+
+
+# --- names in statistics, and clusters of Kubernetes ----------------------------------------------------
+
+
+@pytest.mark.covers("MeshConfig.outboundClusterStatName", "MeshConfig.inboundClusterStatName")
+def test_clusters_have_other_names_in_statistics(shop: Mesh, policy: Apply) -> None:
+    """Only there: routes, access logs and explanations keep to the names that they have."""
+    policy("loadBalancer: {simple: ROUND_ROBIN}")
+    shop.apply(
+        """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v1}}]}]}
+""",
+        mesh_config="outboundClusterStatName: '%SERVICE%_%SERVICE_PORT_NAME%_%SERVICE_PORT%_%SUBSET_NAME%'\n"
+        "inboundClusterStatName: 'in_%SERVICE_FQDN%_%TARGET_PORT%'",
+    )
+    answer = shop.client("caller").get(URL)
+    assert answer.destination is not None and answer.destination.subset == "v1"
+    for workload, name in (
+        ("caller", "reviews.default_http_9080_v1"),
+        ("reviews-v1", "in_reviews.default.svc.cluster.local_9080"),
+    ):
+        counter = f"cluster.{name}.upstream_rq_completed"
+        assert shop.stats(workload, f"^{counter}$")[counter] >= 1
+
+
+@pytest.mark.covers(
+    "MeshConfig.serviceSettings.settings.clusterLocal", "MeshConfig.serviceSettings.hosts"
+)
+def test_a_service_may_be_served_from_the_own_cluster_alone(shop: Mesh) -> None:
+    """The most precise host decides, in whatever order the entries stand."""
+    shop.apply("""
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: far, labels: {topology.istio.io/cluster: other}}
+spec:
+  address: 192.0.2.9
+  ports: {http: 9080}
+  labels: {app: store, topology.istio.io/cluster: other}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: near}
+spec: {address: 192.0.2.8, ports: {http: 9080}, labels: {app: store}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: store}
+spec:
+  hosts: [store.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  location: MESH_INTERNAL
+  workloadSelector: {labels: {app: store}}
+""")
+
+    def send() -> set[str]:
+        return set(shop.client("caller").send("http://store.example.com/", n=20).counts)
+
+    assert send() == {"far", "near"}
+    local = "{settings: {clusterLocal: true}, hosts: ['*.example.com']}"
+    shop.apply(mesh_config=f"serviceSettings: [{local}]")
+    assert send() == {"near"}
+    exempt = "{settings: {clusterLocal: false}, hosts: [store.example.com]}"
+    shop.apply(mesh_config=f"serviceSettings: [{exempt}, {local}]")
+    assert send() == {"far", "near"}
+
+
+# --- what pods say of their own proxies -----------------------------------------------------------------
+
+
+def test_limits_hold_for_the_settings_of_pods_too(shop: Mesh) -> None:
+    """What a pod's annotation sets without effect is told at the annotation's place, with the code of the mesh's field."""
+    shop.apply("""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: caller}
+spec:
+  template:
+    metadata:
+      labels: {app: caller, team: blue}
+      annotations:
+        proxy.istio.io/config: |
+          tracing: {lightstep: {address: "x:1"}}
+          statNameLength: 100
+    spec: {serviceAccountName: caller, containers: [{name: app}]}
+""")
+    above = "spec.template.metadata.annotations[proxy.istio.io/config]"
+    found = {f.origin.path for f in shop.findings if f.code == "MLT0011"}
+    assert {f"{above}.tracing.lightstep", f"{above}.statNameLength"} <= found
+    (origin,) = {f.origin.name for f in shop.findings if f.origin.path.startswith(above)}
+    assert origin == "caller"

@@ -113,10 +113,24 @@ def test_datadog(shop: Mesh) -> None:
 @pytest.mark.covers(
     "MeshConfig.extensionProviders.skywalking.service",
     "MeshConfig.extensionProviders.skywalking.port",
+    "MeshConfig.extensionProviders.skywalking.accessToken",
 )
 def test_skywalking(shop: Mesh) -> None:
     _, found = traced(shop, f"skywalking: {{{TARGET}, accessToken: secret}}")
     assert found["grpc_service"]["envoy_grpc"]["cluster_name"] == CLUSTER
+    assert found["client_config"]["backend_token"] == "[redacted]"
+
+
+@pytest.mark.covers(
+    "MeshConfig.extensionProviders.opentelemetry.resourceDetectors.environment",
+    "MeshConfig.extensionProviders.opentelemetry.resourceDetectors.dynatrace",
+)
+def test_spans_tell_what_detectors_find(shop: Mesh) -> None:
+    """From OTEL_RESOURCE_ATTRIBUTES in the proxy's environment, and from Dynatrace's own files."""
+    more = "resourceDetectors: {environment: {}, dynatrace: {}}"
+    _, found = traced(shop, f"opentelemetry: {{{TARGET}, {more}}}")
+    names = [detector["name"].rpartition(".")[2] for detector in found["resource_detectors"]]
+    assert names == ["environment", "dynatrace"]
 
 
 @pytest.mark.covers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meltemi.analyze.context import Analysis
 from meltemi.config.checks import is_cidr
-from meltemi.config.mesh import parse_proxy_config
+from meltemi.config.mesh import parse_proxy_config, proxy_config_findings
 from meltemi.config.reader import nearest
 from meltemi.model.config import Config
 from meltemi.model.origin import Level
@@ -109,6 +109,9 @@ def _annotation(context: Analysis, config: Config[object], name: str, value: str
     if name in _INSTEAD:
         context.add("IST0135", config, path, _INSTEAD[name], name=name)
     reason = _problem(context, name.rpartition("/")[2], name, value)
+    if name == "proxy.istio.io/config":
+        found = proxy_config_findings(value, config.origin(path), context.mesh.default_config)
+        context.findings += [finding for finding in found if finding.level is not Level.ERROR]
     if reason:
         context.add("IST0125", config, path, "correct it", name=name, reason=reason)
 

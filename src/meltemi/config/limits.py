@@ -148,24 +148,9 @@ _LIMITS = (
                 "name the folder in istiod's flag --configDir",
             ),
             (
-                "inboundClusterStatName",
-                "has no effect: statistics have the names of clusters",
-                "relabel the metrics where they are collected",
-            ),
-            (
-                "outboundClusterStatName",
-                "has no effect: statistics have the names of clusters",
-                "relabel the metrics where they are collected",
-            ),
-            (
                 "certificates",
                 "has no effect: istiod makes certificates for proxies and for itself only",
                 "let another issuer fill the Secret",
-            ),
-            (
-                "serviceSettings",
-                "has no effect: a service of several clusters is served from all of them",
-                "give the service another name in the clusters that shall not share it",
             ),
             (
                 "serviceScopeConfigs",
@@ -296,7 +281,6 @@ _LIMITS = (
     *(
         _no(f"MeshConfig.extensionProviders.opentelemetry.{name}", "has no effect", remedy)
         for name, remedy in (
-            ("resourceDetectors", "add customTags in a Telemetry"),
             ("dynatraceSampler", "set randomSamplingPercentage in a Telemetry"),
             ("serviceAttributeEnrichment", "add customTags in a Telemetry"),
         )
@@ -343,8 +327,14 @@ def _tree(kind: str) -> _Node:
 
 
 def report_limits(kind: str, spec: Spec, path: str, report: Report) -> None:
-    """Findings for every limited field that is set somewhere in a decoded spec of a kind; ``path`` is the spec's own."""
-    node = _tree(kind)
+    """Findings for every limited field that is set somewhere in a decoded spec; ``path`` is the spec's own.
+
+    ``kind`` is the spec's, or the path of a struct in a kind.
+    """
+    first, *rest = kind.split(".")
+    node = _tree(first)
+    for name in rest:
+        node = node.inner.get(name) or _Node()
     if node.inner:
         _walk(node, spec, path, report)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ from meltemi.model.config import Config, Meta, SourceMap
 from meltemi.model.fields import Spec
 from meltemi.model.frozen import FrozenMap
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig, MeshNetworks, ProxyConfig
-from meltemi.model.origin import Finding, Level
+from meltemi.model.origin import Finding, Level, Origin
 
 __all__ = [
     "DEFAULT_MESH_CONFIG",
@@ -107,7 +108,19 @@ def parse_proxy_config(
     given, proxy, report = _read(text, "ProxyConfig", ProxyConfig, source)
     if proxy is None:
         return base, report.findings
+    report_limits("MeshConfig.defaultConfig", proxy, "", report)
     return overlay_proxy_config(base, proxy, given), report.findings
+
+
+def proxy_config_findings(text: str, place: Origin, base: ProxyConfig) -> list[Finding]:
+    """What is wrong or doubtful in the annotation ``proxy.istio.io/config``, at its place: ``place.path`` is the annotation's."""
+    return [
+        replace(
+            finding,
+            origin=replace(place, path=".".join(filter(None, (place.path, finding.origin.path)))),
+        )
+        for finding in parse_proxy_config(text, base)[1]
+    ]
 
 
 def overlay_proxy_config(

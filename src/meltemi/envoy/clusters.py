@@ -357,6 +357,7 @@ def build_cluster(cluster: Cluster) -> Any:
     made = cluster_pb2.Cluster()
     made.CopyFrom(_template(cluster.type))
     made.name = cluster.name
+    made.alt_stat_name = cluster.stat_name
     made.connect_timeout.CopyFrom(duration(cluster.connect_timeout_s))
     if cluster.type is ClusterType.EDS:
         made.eds_cluster_config.service_name = cluster.name

@@ -94,6 +94,7 @@ def select(need: EndpointNeed, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         and (not need.node or endpoint.node_name == need.node)
         and need.region in ("", endpoint.locality.split("/")[0])
         and need.workload in ("", endpoint.workload)
+        and need.only_cluster in ("", endpoint.cluster)
         and endpoint.health not in (Health.TERMINATING, Health.UNHEALTHY)
         and (endpoint.health is not Health.DRAINING or need.draining)
         and (

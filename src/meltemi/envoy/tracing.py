@@ -91,6 +91,18 @@ def _zipkin(tracing: Tracing) -> Any:
     return made
 
 
+def _detector(name: str) -> Any:
+    """Neither takes settings: one reads OTEL_RESOURCE_ATTRIBUTES, the other Dynatrace's own files."""
+    from envoy.extensions.tracers.opentelemetry.resource_detectors.v3 import (
+        dynatrace_resource_detector_pb2,
+        environment_resource_detector_pb2,
+    )
+
+    if name == "environment":
+        return environment_resource_detector_pb2.EnvironmentResourceDetectorConfig()
+    return dynatrace_resource_detector_pb2.DynatraceResourceDetectorConfig()
+
+
 def _provider(tracing: Tracing) -> tuple[str, Any]:
     if tracing.kind == "zipkin":
         return "envoy.tracers.zipkin", _zipkin(tracing)
@@ -112,6 +124,11 @@ def _provider(tracing: Tracing) -> tuple[str, Any]:
         otel.http_service.CopyFrom(_http_service(tracing))
     else:
         otel.grpc_service.CopyFrom(_grpc_service(tracing))
+    for name in tracing.detectors:
+        otel.resource_detectors.add(
+            name=f"envoy.tracers.opentelemetry.resource_detectors.{name}",
+            typed_config=pack(_detector(name)),
+        )
     return "envoy.tracers.opentelemetry", otel
 
 

@@ -162,6 +162,7 @@ class Cluster:
 
     name: str
     type: ClusterType
+    stat_name: str = ""  # in statistics, in place of the name
     connect_timeout_s: float = 10.0
     balancer: Balancer = Balancer()
     thresholds: Thresholds = Thresholds()

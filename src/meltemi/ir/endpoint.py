@@ -48,3 +48,4 @@ class EndpointNeed:
     draining: bool = False  # keep serving persistent sessions on draining endpoints
     region: str = ""  # endpoints of this region only
     workload: str = ""  # endpoints of this workload only
+    only_cluster: str = ""  # endpoints of this cluster only

@@ -107,3 +107,6 @@ class Tracing:
     token: str = ""
     trace_context: str = ""
     by_request_id: bool = True
+    detectors: tuple[
+        str, ...
+    ] = ()  # of OpenTelemetry's resource attributes: environment, dynatrace

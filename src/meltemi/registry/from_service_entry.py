@@ -243,7 +243,7 @@ def workload_from_entry(config: Config[WorkloadEntry], settings: RegistrySetting
         workload_kind=WORKLOAD_ENTRY,
         locality=spec.locality,
         network=spec.network or labels.get("topology.istio.io/network", ""),
-        cluster=settings.cluster_id,
+        cluster=labels.get("topology.istio.io/cluster", settings.cluster_id),
         ports=tuple(spec.ports.items()),
         ready=config.status.healthy is True or (not checked and config.status.healthy is None),
         weight=spec.weight,

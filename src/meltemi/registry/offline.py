@@ -17,8 +17,8 @@ import msgspec
 
 from meltemi.config.decode import RawObject, load, parse_yaml
 from meltemi.config.ingress import convert_ingresses
-from meltemi.config.mesh import parse_mesh_config
-from meltemi.config.proxy_config import own_settings
+from meltemi.config.mesh import parse_mesh_config, proxy_config_findings
+from meltemi.config.proxy_config import ANNOTATION, own_settings
 from meltemi.model import ingress as net
 from meltemi.model import kubernetes as k8s
 from meltemi.model.config import AnyConfig, Key
@@ -207,6 +207,7 @@ def complete(
     made.mesh = _mesh_settings(made, mesh_config)
     _give_cluster_addresses(made, plan)
     _convert(made, ingresses)
+    _check_annotations(made, templates)
     _make_pods(made, templates, plan)
     _make_gateways(made, plan)
     _add_entries(made)
@@ -349,6 +350,16 @@ def _is_router(made: OfflineMesh, pod: k8s.Pod) -> bool:
     names = [container.name for container in pod.spec.containers or ()]
     own = [name for name in names if name != "istio-proxy"]
     return not own and any(holds(selector, labels) for selector in _gateway_selectors(made))
+
+
+def _check_annotations(made: OfflineMesh, templates: Mapping[Key, _Template]) -> None:
+    """What templates say of their proxies: the injector refuses what is wrong, and nobody else would tell of the rest."""
+    for key, template in templates.items():
+        text = k8s.annotations_of(template.pod.metadata).get(ANNOTATION, "")
+        if text:
+            above = "" if key.kind == "Pod" else "spec.template."
+            place = replace(made.places[key], path=f"{above}metadata.annotations[{ANNOTATION}]")
+            made.findings += proxy_config_findings(text, place, made.mesh.default_config)
 
 
 def _make_pods(made: OfflineMesh, templates: Mapping[Key, _Template], plan: AddressPlan) -> None:

@@ -241,7 +241,11 @@ async def start_proxy(
         # A test that reads a log does not wait for Envoy's ten seconds.
         *("--file-flush-interval-msec", "100"),
     ]
-    environment: Mapping[str, str] = {**os.environ, **build_environment(settings)}
+    environment: Mapping[str, str] = {
+        **os.environ,
+        **settings.config.proxy_metadata,
+        **build_environment(settings),
+    }
     with (folder / "envoy.log").open("wb") as log:
         # A session of its own: Ctrl-C is for the tests, which then end their proxies. No preexec_fn, hence no
         # fork of a process full of threads; the keeper sees to it that no Envoy is left.

@@ -32,6 +32,7 @@ from meltemi.translate import cluster_policy as tuning
 from meltemi.translate.build import Build
 from meltemi.translate.mtls import plaintext_workloads
 from meltemi.translate.rules import Rule, effective_policy, pool_of, rule_for
+from meltemi.translate.stat_names import stat_name
 from meltemi.translate.upstream_tls import choose_tls
 
 _TYPES = {
@@ -68,11 +69,13 @@ def _inline(
     """Endpoints of a DNS service. One without any resolves its own host name."""
     wanted = subset.labels if subset is not None else {}
     everything = build.context.facts_of(service).inline
+    mine = own_cluster(build, service)
     known = [
         endpoint
         for endpoint in everything
         if endpoint.service_port in ("", port.name)
         and all(endpoint.labels.get(key) == text for key, text in wanted.items())
+        and endpoint.cluster in (mine or endpoint.cluster, "")
     ]
     if not everything:
         target = service.external_name or service.hostname
@@ -156,10 +159,15 @@ def _outbound(
     if tls.auto_sni:
         http = replace(http, auto_sni=True, auto_san=tls.auto_san)
     tcp = pool_of(policy)[0]
+    described = (service.hostname, short_name(service), service.namespace)
+    target = port.target_port or port.number
     proxy_protocol = {"V1": 1, "V2": 2}
     return Cluster(
         name=outbound_cluster(service.hostname, port.number, name),
         type=kind,
+        stat_name=stat_name(
+            mesh.outbound_cluster_stat_name, described, port.number, port.name, target, name
+        ),
         connect_timeout_s=tcp.connect_timeout or mesh.connect_timeout,
         balancer=tuning.balancer(policy, mesh, kind, build.proxy),
         thresholds=tuning.thresholds(policy),
@@ -174,11 +182,28 @@ def _outbound(
         proxy_protocol=proxy_protocol[policy.proxy_protocol.version]
         if policy.proxy_protocol
         else 0,
-        service=(service.hostname, short_name(service), service.namespace),
+        service=described,
         rule=rule.path if rule is not None else "",
         external=service.mesh_external,
         origins=_origins(service, rule, subset),
     )
+
+
+def own_cluster(build: Build, service: Service) -> str:
+    """The proxy's own cluster where the mesh says that the service's endpoints elsewhere are not for it; else "".
+
+    The entry of ``serviceSettings`` that names the host most precisely decides.
+    """
+    best, local = -1, False
+    for entry in build.context.mesh.service_settings:
+        for pattern in entry.hosts:
+            wild = pattern.startswith("*")
+            holds = service.hostname.endswith(pattern[1:]) if wild else service.hostname == pattern
+            precision = len(pattern) if wild else len(pattern) + 1
+            if holds and precision > best:
+                best = precision
+                local = entry.settings is not None and entry.settings.cluster_local
+    return build.proxy.cluster_id if local else ""
 
 
 def _compared(policy: LocalityPolicy, mine: str) -> str:
@@ -236,6 +261,7 @@ def endpoint_need(
         policy=locality,
         plaintext=plaintext_workloads(build.context, service.namespace),
         node=build.proxy.node if service.internal_traffic_local else "",
+        only_cluster=own_cluster(build, service),
     )
 
 

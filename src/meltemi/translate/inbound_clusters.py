@@ -27,6 +27,7 @@ from meltemi.translate import cluster_policy as tuning
 from meltemi.translate.build import Build
 from meltemi.translate.clusters import INBOUND_BIND
 from meltemi.translate.rules import effective_policy, pool_of, rule_for
+from meltemi.translate.stat_names import stat_name
 from meltemi.translate.tcp_tuning import TcpTuning
 
 LOOPBACK = "127.0.0.1"
@@ -102,8 +103,11 @@ def inbound_service_cluster(
         where = StaticEndpoint(LOOPBACK, where or number)
     static = isinstance(where, StaticEndpoint)
     tcp = pool_of(policy)[0]
+    service = (target.hostname, target.service_name, target.namespace)
+    pattern = mesh.inbound_cluster_stat_name if target.hostname else ""
     return Cluster(
         name=inbound_cluster(number),
+        stat_name=stat_name(pattern, service, target.port, target.port_name, number, ""),
         type=ClusterType.STATIC if static else ClusterType.ORIGINAL_DST,
         endpoints=(where,) if isinstance(where, StaticEndpoint) else (),
         original_dst_port=where if isinstance(where, int) else 0,
@@ -115,8 +119,6 @@ def inbound_service_cluster(
         tcp_idle_timeout_s=tcp.idle_timeout,
         bind_address="" if static else INBOUND_BIND,
         socket_mark=0 if static else build.proxy.mark,
-        service=(target.hostname, target.service_name, target.namespace)
-        if target.hostname
-        else None,
+        service=service if target.hostname else None,
         origins=origins,
     )

@@ -8,7 +8,7 @@ from meltemi.ir.telemetry import Side, SpanTag, Tracing
 from meltemi.model.config import Config
 from meltemi.model.mesh import CustomTag as MeshTag
 from meltemi.model.origin import Origin
-from meltemi.model.providers import EnvHeader, MeshExtensionProvider
+from meltemi.model.providers import EnvHeader, MeshExtensionProvider, ResourceDetectors
 from meltemi.model.telemetry import CustomTag, Telemetry
 from meltemi.translate.build import Build
 from meltemi.translate.log_providers import provider_of, service_cluster
@@ -153,10 +153,20 @@ def _from_provider(
         )
     if provider.opentelemetry is not None:
         otel = provider.opentelemetry
+        asked = otel.resource_detectors or ResourceDetectors()
+        detectors = tuple(
+            name for name in ("environment", "dynatrace") if getattr(asked, name) is not None
+        )
         if otel.http is not None:
             made = _make(build, rules, "otel_http", target, otel.http.path or OTLP_PATH, longest)
-            return replace(made, timeout_s=otel.http.timeout, headers=_headers(otel.http.headers))
+            return replace(
+                made,
+                timeout_s=otel.http.timeout,
+                headers=_headers(otel.http.headers),
+                detectors=detectors,
+            )
         made = _make(build, rules, "otel_grpc", target, "", longest)
+        made = replace(made, detectors=detectors)
         if otel.grpc is not None:
             grpc = otel.grpc
             made = replace(made, timeout_s=grpc.timeout, headers=_headers(grpc.initial_metadata))
