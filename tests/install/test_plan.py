@@ -44,6 +44,11 @@ def deployment(**fields: Any) -> dict[str, Any]:
         ),
         (deployment(observedGeneration=2, updatedReplicas=2, availableReplicas=2), True, ""),
         (
+            deployment(observedGeneration=2, replicas=3, updatedReplicas=2, availableReplicas=2),
+            False,
+            "1 pods of the old version still run",
+        ),
+        (
             deployment(
                 observedGeneration=2,
                 conditions=[{"type": "ReplicaFailure", "status": "True", "message": "denied"}],

@@ -95,6 +95,9 @@ def deployment_ready(deployment: Mapping[str, Any] | None) -> tuple[bool, str]:
             "",
         )
         return False, failure or f"{updated} of {wanted} pods are of the new version"
+    if (old := (status.get("replicas") or 0) - updated) > 0:
+        # They are kept while the new ones do not come up, and count as available.
+        return False, f"{old} pods of the old version still run"
     if available < wanted:
         return False, f"{available} of {wanted} pods are ready"
     return True, ""

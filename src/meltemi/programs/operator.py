@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import kopf
@@ -32,6 +33,10 @@ from meltemi.model.origin import Level
 GROUP, VERSION, PLURAL = "install.istio.io", "v1alpha1", "istiooperators"
 FINALIZER = "istio-finalizer.install.istio.io"
 DRIFT_PERIOD_S = 60.0
+COMPONENTS = ("Base", "Pilot", "IngressGateways", "EgressGateways")
+LOOK_S = 1.0  # how often a resource is looked at while its components are waited for
+RETRY_S = 5.0
+_SUPERSEDED = -1.0
 # Kinds whose change or loss is repaired at once; the others at the next look.
 WATCHED = (
     ("apps", "v1", "deployments"),
@@ -56,39 +61,94 @@ class Reconciler:
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._settling: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-    async def reconcile(self, resource: Mapping[str, Any], *, quiet: bool = False) -> bool:
-        """Bring the cluster to what ``resource`` says; True when all is healthy."""
+    async def reconcile(self, resource: Mapping[str, Any], *, quiet: bool = False) -> float | None:
+        """Bring the cluster to what ``resource`` says; returns after how many seconds to try again.
+
+        None when all is healthy, or when only another spec can help.
+        """
+        metadata = resource["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        async with self._locks.setdefault((namespace, name), asyncio.Lock()):
+            while True:
+                delay = await self._bring_about(resource, quiet)
+                if delay != _SUPERSEDED:
+                    return delay
+                log.info("%s/%s has changed meanwhile", namespace, name)
+                # Not left to kopf: it sees no change where the old spec has come back.
+                try:
+                    resource = await self._api.json("GET", _path(namespace, name))
+                except KubeError as error:
+                    return None if error.code == HTTPStatus.NOT_FOUND else RETRY_S
+                if resource["metadata"].get("deletionTimestamp"):
+                    return None
+
+    async def _bring_about(self, resource: Mapping[str, Any], quiet: bool) -> float | None:
+        """One attempt at what ``resource`` says; its outcome as of ``reconcile``, or _SUPERSEDED."""
         metadata = resource["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         generation = int(metadata.get("generation") or 0)
-        async with self._locks.setdefault((namespace, name), asyncio.Lock()):
-            if not quiet:
-                log.info("begin reconciling resources for %s/%s", namespace, name)
-            healths = await self._apply(resource, namespace, name, generation, quiet)
-            await self._write(namespace, name, healths, generation)
-            state = overall(healths)
-            for health in healths:
-                if health.error:
-                    log.error("%s: %s", health.name, health.error)
-            if not quiet:
-                log.info("%s/%s is %s", namespace, name, state)
-                log.info("end reconciling resources")
-            return state in ("HEALTHY", "NONE")
+        if not quiet:
+            log.info("begin reconciling resources for %s/%s", namespace, name)
+        unusable = False
+        try:
+            healths = await self._unless_superseded(resource, quiet)
+        except ValueError as error:
+            unusable, healths = True, [ComponentHealth("Base", "ERROR", str(error))]
+        if healths is None:
+            return _SUPERSEDED
+        await self._write(namespace, name, healths, generation, complete=True)
+        state = overall(healths)
+        for health in healths:
+            if health.error:
+                log.error("%s: %s", health.name, health.error)
+        if not quiet:
+            log.info("%s/%s is %s", namespace, name, state)
+            log.info("end reconciling resources")
+        return None if unusable or state in ("HEALTHY", "NONE") else RETRY_S
+
+    async def _unless_superseded(
+        self, resource: Mapping[str, Any], quiet: bool
+    ) -> list[ComponentHealth] | None:
+        """Apply; None when the resource changed or went meanwhile: what never gets ready must not
+        hold up the correction."""
+        metadata = resource["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        generation = int(metadata.get("generation") or 0)
+        work = asyncio.ensure_future(self._apply(resource, namespace, name, generation, quiet))
+        watch = asyncio.ensure_future(self._superseded(namespace, name, generation))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _superseded(self, namespace: str, name: str, generation: int) -> None:
+        """Return when the resource is not any more what is being worked on."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                metadata = (await self._api.json("GET", _path(namespace, name)))["metadata"]
+            except KubeError as error:
+                if error.code == HTTPStatus.NOT_FOUND:
+                    return
+                continue
+            if metadata.get("deletionTimestamp") or metadata.get("generation") != generation:
+                return
 
     async def _apply(
         self, resource: Mapping[str, Any], namespace: str, name: str, generation: int, quiet: bool
     ) -> list[ComponentHealth]:
+        """Install. Raises ValueError, with a text for the user, for a spec that cannot be followed."""
         _, findings = load(dict(resource))
         errors = [str(finding) for finding in findings if finding.level is Level.ERROR]
         if errors:
-            return [ComponentHealth("Base", "ERROR", "; ".join(errors))]
+            raise ValueError("; ".join(errors))
         for finding in findings:
             if finding.level is Level.WARNING and not quiet:
                 log.warning("%s", finding)
-        try:
-            installation = render(name, namespace, resource.get("spec") or {}, crd_manifests())
-        except ValueError as error:
-            return [ComponentHealth("Base", "ERROR", str(error))]
+        installation = render(name, namespace, resource.get("spec") or {}, crd_manifests())
         seen: dict[str, ComponentHealth] = {}
 
         async def report(health: ComponentHealth) -> None:
@@ -98,21 +158,27 @@ class Reconciler:
             else:
                 log.debug("component %s", health.name)
                 live = resource.get("status") or {}
-                if (live.get("componentStatus") or {}).get(health.name, {}).get("status") is None:
+                known = (live.get("componentStatus") or {}).get(health.name, {}).get("status")
+                if known is None or live.get("observedGeneration") != generation:
                     await self._write(namespace, name, list(seen.values()), generation)
 
         return await self._installer.install(installation, report)
 
     async def _write(
-        self, namespace: str, name: str, healths: list[ComponentHealth], generation: int
+        self,
+        namespace: str,
+        name: str,
+        healths: list[ComponentHealth],
+        generation: int,
+        complete: bool = False,
     ) -> None:
-        path = collection(f"{GROUP}/{VERSION}", PLURAL, namespace, name) + "/status"
+        path = _path(namespace, name) + "/status"
         body = status(healths, generation)
-        body["componentStatus"] = {
-            # A component that is no longer installed must not linger in a merge patch.
-            **dict.fromkeys(("Base", "Pilot", "IngressGateways", "EgressGateways")),
-            **body["componentStatus"],
-        }
+        # A component that is no longer installed, or an error of the past, must not linger: this
+        # is a merge patch.
+        entries = {c: {"error": None, **entry} for c, entry in body["componentStatus"].items()}
+        gone = dict.fromkeys(COMPONENTS) if complete else {}
+        body["componentStatus"] = {**gone, **entries}
         with contextlib.suppress(KubeError):  # the resource may have gone meanwhile
             await self._api.merge_patch(path, {"status": body})
 
@@ -134,12 +200,15 @@ class Reconciler:
         await asyncio.sleep(SETTLE_S)
         del self._settling[key]
         try:
-            path = collection(f"{GROUP}/{VERSION}", PLURAL, *key)
-            resource = await self._api.json("GET", path)
+            resource = await self._api.json("GET", _path(*key))
             if not resource["metadata"].get("deletionTimestamp"):
                 await self.reconcile(resource, quiet=True)
         except KubeError as error:
             log.warning("cannot look at %s/%s: %s", *key, error)
+
+
+def _path(namespace: str, name: str) -> str:
+    return collection(f"{GROUP}/{VERSION}", PLURAL, namespace, name)
 
 
 _FREE = asyncio.Lock()
@@ -150,8 +219,9 @@ def _register(registry: kopf.OperatorRegistry, reconciler: Reconciler) -> None:
     versions: dict[tuple[str, str, str, str], int] = {}
 
     async def changed(body: kopf.Body, **_: Any) -> None:
-        if not await reconciler.reconcile(dict(body)):
-            raise kopf.TemporaryError("not healthy yet; trying again", delay=15)
+        delay = await reconciler.reconcile(dict(body))
+        if delay is not None:
+            raise kopf.TemporaryError("not healthy yet; trying again", delay=delay)
 
     async def deleted(body: kopf.Body, **_: Any) -> None:
         await reconciler.remove(str(body.metadata.namespace), str(body.metadata.name))
@@ -182,12 +252,18 @@ def _register(registry: kopf.OperatorRegistry, reconciler: Reconciler) -> None:
         reconciler.drifted(labels[OWNER_NAMESPACE], labels[OWNER], f"{key[0]}/{key[2]}")
 
     istio_operator = (GROUP, VERSION, PLURAL)
-    kopf.on.create(*istio_operator, registry=registry)(changed)
-    kopf.on.update(*istio_operator, field="spec", registry=registry)(changed)
-    kopf.on.resume(*istio_operator, registry=registry)(changed)
-    kopf.on.delete(*istio_operator, registry=registry)(deleted)
+    # kopf keeps a handler's progress in an annotation named by its id: those that it makes up for
+    # functions inside a function are not names that Kubernetes allows.
+    kopf.on.create(*istio_operator, id="changed", registry=registry)(changed)
+    kopf.on.update(*istio_operator, id="changed", field="spec", registry=registry)(changed)
+    kopf.on.resume(*istio_operator, id="changed", registry=registry)(changed)
+    kopf.on.delete(*istio_operator, id="deleted", registry=registry)(deleted)
     kopf.on.timer(
-        *istio_operator, interval=DRIFT_PERIOD_S, initial_delay=DRIFT_PERIOD_S, registry=registry
+        *istio_operator,
+        id="looked",
+        interval=DRIFT_PERIOD_S,
+        initial_delay=DRIFT_PERIOD_S,
+        registry=registry,
     )(looked)
     for group, version, plural in WATCHED:
         selector = (group, version, plural) if group else (version, plural)
