@@ -61,6 +61,30 @@ def test_issue(root: authority.Authority, kind: str) -> None:
     assert issued.chain[-1] == root.roots
 
 
+def test_a_renewed_root_keeps_its_name_and_key(root: authority.Authority) -> None:
+    """In its last part of life it gets another one; certificates of either verify against both."""
+    early, late = NOW + 0.79 * authority.ROOT_TTL_S, NOW + 0.81 * authority.ROOT_TTL_S
+    assert not authority.needs_renewal(root, early, 20)
+    assert authority.needs_renewal(root, late, 20)
+    made = authority.renewed(root, late, 2)
+    assert made.expires == int(late + authority.ROOT_TTL_S)
+    assert not authority.needs_renewal(made, late, 20)
+    for signs, verifies in ((root, made), (made, root), (made, made)):
+        issued = authority.issue(signs, csr_for(ROOT_KEY), WHO, late, 7)
+        leaf = leaf_of(issued)
+        builder = PolicyBuilder().store(Store([verifies.certificate]))
+        verifier = builder.time(leaf.not_valid_before_utc).build_client_verifier()
+        assert verifier.verify(leaf, [])
+
+
+def test_a_signing_certificate_of_another_root_is_not_renewed(root: authority.Authority) -> None:
+    """What is plugged in is its owner's to renew."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    alone = authority.self_signed(key, NOW, 3, "other")
+    below = authority.Authority(alone.certificate, key, (alone.certificate,), root.roots)
+    assert not authority.needs_renewal(below, NOW + authority.ROOT_TTL_S, 20)
+
+
 def test_another_identity_in_the_request_is_ignored(root: authority.Authority) -> None:
     """What the request asks for never reaches the certificate: neither names nor subject."""
     key = ec.generate_private_key(ec.SECP256R1())

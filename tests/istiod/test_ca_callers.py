@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc import aio
 
+from ca.making import Made, files
 from meltemi.adapters.authenticate import Authenticator, CannotReview
 from meltemi.adapters.ca_external import ExternalAuthority, ExternalRefused
 from meltemi.adapters.ca_grpc import CertificateServer
 from meltemi.adapters.grpc_server import GrpcServer
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
-from meltemi.ca import authority
+from meltemi.ca import authority, secrets
 from meltemi.ca.identity import Identity, NotAuthenticated
 from meltemi.kit.clock import ManualClock
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
@@ -152,7 +153,7 @@ def beside(namespace: str, pod: str) -> frozenset[tuple[str, str]]:
 @asynccontextmanager
 async def serving(metrics: Metrics, **more: Any) -> AsyncIterator[str]:
     signer = CertificateServer(
-        lambda: ROOT,
+        more.pop("current", lambda: ROOT),
         Authenticator(Tokens(), lambda: [TRUST]),
         metrics,
         CLOCK,
@@ -175,11 +176,11 @@ def csr_of(key: Any) -> str:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
-async def create(address: str, token: str, wanted: str = "") -> list[str]:
+async def create(address: str, token: str, wanted: str = "", **more: Any) -> list[str]:
     """Names in the certificate."""
-    request = ca_pb2.IstioCertificateRequest(csr=csr_of(KEY))
+    request = ca_pb2.IstioCertificateRequest(**{"csr": csr_of(KEY), **more})
     if wanted:
-        request.metadata.update({"ImpersonatedIdentity": wanted})
+        request.metadata.update({"ImpersonatedIdentity": wanted, "CertSigner": "example.com/any"})
     async with aio.insecure_channel(address) as channel:
         call = channel.unary_unary(
             CREATE_CERTIFICATE,
@@ -194,6 +195,79 @@ async def create(address: str, token: str, wanted: str = "") -> list[str]:
 
 
 CART = "spiffe://cluster.local/ns/shop/sa/cart"
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited field, shorter than 16 KiB, as it is on the wire."""
+    length = len(data)
+    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    return bytes([number << 3 | 2]) + size + data
+
+
+async def test_the_bytes_are_istios(tmp_path: Any) -> None:
+    """Written by hand: csr is 1, validity_duration 3, metadata 4, cert_chain 1; the leaf comes first, the root last."""
+    top = Made("root", end=CLOCK.now() + 1e8, start=CLOCK.now() - 60)
+    middle = Made("middle", top, end=CLOCK.now() + 1e8, start=CLOCK.now() - 60)
+    signs = Made("signs", middle, end=CLOCK.now() + 1e8, start=CLOCK.now() - 60)
+    plugged = secrets.authority_of(files(signs, middle, root=top))
+    text = _field(1, b"CertSigner") + _field(2, _field(3, b"any"))
+    request = _field(1, csr_of(KEY).encode()) + b"\x18\x90\x1c" + _field(4, _field(1, text))
+    async with (
+        serving(Metrics(), current=lambda: plugged) as address,
+        aio.insecure_channel(address) as channel,
+    ):
+        call = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+        answer = await call(request, metadata=[("authorization", "Bearer pod")], timeout=20)
+    chain = x509.load_pem_x509_certificates(answer)
+    subjects = [each.subject.rfc4514_string() for each in chain]
+    assert subjects == ["", "CN=signs", "CN=middle", "CN=root"]
+    assert answer.startswith(b"\x0a")
+    assert answer.count(b"-----BEGIN CERTIFICATE-----") == 4
+    lifetime = chain[0].not_valid_after_utc.timestamp() - CLOCK.now()
+    assert 3599 <= lifetime <= 3600
+
+
+async def test_an_external_authority_is_not_asked_for_more_than_is_allowed() -> None:
+    """The maximum holds whoever signs."""
+
+    class Never:
+        async def sign(self, *_: Any) -> list[str]:
+            raise AssertionError("asked")
+
+        async def close(self) -> None: ...
+
+    async with serving(Metrics(), external=Never()) as address:
+        with pytest.raises(aio.AioRpcError, match="maximum") as caught:
+            await create(address, "pod", validity_duration=10**9)
+        assert caught.value.code().name == "INVALID_ARGUMENT"
+
+
+async def test_the_metrics_are_citadels() -> None:
+    """Names, and Istio's words for what was wrong; nothing is counted twice."""
+    metrics, gone = Metrics(), lambda: None
+    tried = [
+        ("pod", {}, None),
+        ("pod", {"csr": "no request"}, "CSR_ERROR"),
+        ("pod", {"validity_duration": 10**9}, "TTL_ERROR"),
+        ("nobody", {}, "authentication"),
+    ]
+    async with serving(metrics) as address:
+        for token, change, wrong in tried:
+            if wrong is None:
+                assert await create(address, token, **change) == [CART]
+                continue
+            with pytest.raises(aio.AioRpcError):
+                await create(address, token, **change)
+    async with serving(metrics, current=gone) as address:
+        with pytest.raises(aio.AioRpcError, match="not ready"):
+            await create(address, "pod")
+    name = "citadel_server_csr_sign_err_count"
+    for error in ("CSR_ERROR", "TTL_ERROR", "CA_NOT_READY"):
+        assert metrics.value(name, error=error) == 1, error
+    assert metrics.value("citadel_server_csr_count") == len(tried) + 1
+    assert metrics.value("citadel_server_csr_parsing_err_count") == 1
+    assert metrics.value("citadel_server_authentication_failure_count") == 1
+    assert metrics.value("citadel_server_success_cert_issuance_count") == 1
 
 
 async def test_a_node_agent_asks_for_pods_of_its_node() -> None:

@@ -18,7 +18,7 @@ from ca.making import Made
 from ca.making import files as bundle_files
 from istiod.kube_server import KubeServer
 from istiod.waiting import until
-from meltemi.adapters.ca_store import AuthorityStore, ServingCertificate, serving_names
+from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.kube_connection import Connection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
@@ -116,6 +116,30 @@ async def test_start_waits_for_the_api_server(server: KubeServer, api: KubeApi) 
         await until(lambda: len(server.requests) > 1)
         server.refuse = lambda request: None
         await until(waiting.current)
+
+
+async def test_a_root_is_renewed_in_time_by_one_replica(server: KubeServer, api: KubeApi) -> None:
+    """With its key, in the Secret, for all; what replicas trust never jumps."""
+    clock = ManualClock()
+    making = Making(ttl_s=1000.0, grace_percentile=30)
+    made = [
+        AuthorityStore(clock, "cluster.local", "istio-system", api, NOWHERE, making)
+        for _ in range(2)
+    ]
+    for each in made:
+        await each.start()
+    before = made[0].current()
+    assert before is not None
+    for age_s, renewed in ((100, False), (650, True)):
+        clock.advance(age_s)
+        await asyncio.gather(*(each.renew() for each in made))
+        await asyncio.gather(*(each.refresh() for each in made))
+        held = [each.current() for each in made]
+        assert held[0] == held[1] or held[0].roots == held[1].roots  # type: ignore[union-attr]
+        assert (held[0].roots != before.roots) is renewed  # type: ignore[union-attr]
+        assert held[0].certificate.public_key() == before.certificate.public_key()  # type: ignore[union-attr]
+    kept = server.objects[SECRETS]["istio-system", "istio-ca-secret"]["data"]
+    assert base64.b64decode(kept["root-cert.pem"]).decode() == held[0].roots  # type: ignore[union-attr]
 
 
 async def test_serving_certificate_renews_at_half_life() -> None:

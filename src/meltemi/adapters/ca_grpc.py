@@ -103,7 +103,7 @@ class CertificateServer:
         except CannotReview as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         if not self._in_time(who):
-            self._metrics.sign_errors.labels("rate").inc()
+            self._metrics.sign_errors.labels("RATE_LIMITED").inc()
             log.warning("too many signing requests", identity=who.spiffe, pod=who.pod)
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -122,6 +122,7 @@ class CertificateServer:
             return await self._forward(self._external, request, who, signer, context)
         held = self._current()
         if held is None:
+            self._metrics.sign_errors.labels("CA_NOT_READY").inc()
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the certificate authority is not ready yet; try again"
             )
@@ -131,8 +132,9 @@ class CertificateServer:
                 self._threads, self._issue, held, request, who.spiffe
             )
         except authority.RequestRefused as error:
-            self._metrics.csr_parsing_errors.inc()
-            self._metrics.sign_errors.labels("refused").inc()
+            if error.error == "CSR_ERROR":
+                self._metrics.csr_parsing_errors.inc()
+            self._metrics.sign_errors.labels(error.error).inc()
             log.warning("signing request refused", identity=who.spiffe, reason=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         self._metrics.certs_issued.inc()
@@ -153,7 +155,13 @@ class CertificateServer:
     async def _forward(
         self, external: Signer, request: Any, who: Identity, signer: str, context: Any
     ) -> Any:
-        """Let another authority sign, for the identity that was proven here."""
+        """Let another authority sign, for the identity that was proven here and no longer than is allowed here."""
+        if request.validity_duration > self._max_ttl_s:
+            self._metrics.sign_errors.labels("TTL_ERROR").inc()
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"validity_duration is more than the maximum of {self._max_ttl_s:.0f} s",
+            )
         try:
             chain = await external.sign(
                 request.csr,
@@ -162,7 +170,7 @@ class CertificateServer:
                 signer,
             )
         except ExternalRefused as error:
-            self._metrics.sign_errors.labels("external").inc()
+            self._metrics.sign_errors.labels("CERT_GENERATION_ERROR").inc()
             log.warning("external authority did not sign", identity=who.spiffe, reason=str(error))
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         self._metrics.certs_issued.inc()

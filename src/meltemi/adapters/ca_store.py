@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,15 @@ class BadBundle(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How a self-signed root is made."""
+    """How a self-signed root is made, and made anew: looked at every ``check_s`` seconds (from a random moment on, with
+    ``jitter``), renewed with its own key in the last ``grace_percentile`` percent of its life.
+    """
 
     ttl_s: float = authority.ROOT_TTL_S
     rsa_bits: int = RSA_BITS
+    check_s: float = CHECK_S
+    grace_percentile: float = 20.0
+    jitter: bool = True
 
 
 class AuthorityStore:
@@ -117,10 +123,12 @@ class AuthorityStore:
     async def run(self) -> None:
         """Keep level with the Secret or folder, and repair it."""
         mark, looked = self._mark(), self._clock.monotonic()
+        if self._making.jitter:  # replicas look at different times
+            looked -= random.uniform(0, self._making.check_s)  # noqa: S311 - no secret
         revoked = self.revoked()
         while True:
             try:
-                async with asyncio.timeout(FOLDER_S):
+                async with asyncio.timeout(min(FOLDER_S, self._making.check_s)):
                     await self._look.wait()
             except TimeoutError:
                 if revoked != (revoked := self.revoked()):
@@ -128,11 +136,12 @@ class AuthorityStore:
                     self._tell()
                 # A mounted Secret changes without an event: the kubelet swaps a symlink.
                 found = self._mark()
-                if found == mark and self._clock.monotonic() - looked < CHECK_S:
+                if found == mark and self._clock.monotonic() - looked < self._making.check_s:
                     continue
             self._look.clear()
             mark, looked = self._mark(), self._clock.monotonic()
             await self.refresh()
+            await self.renew()
 
     def replaced(self, objects: Mapping[ObjectKey, Any]) -> None:
         """A watch of the Secrets lists them: look."""
@@ -155,6 +164,38 @@ class AuthorityStore:
                 "certificate authority not refreshed; the present one stays in use",
                 error=str(error),
             )
+
+    async def renew(self) -> None:
+        """Give a self-signed root another life in time; a failure keeps what there is, another replica may have done it."""
+        held = self.base
+        percentile, ttl_s = self._making.grace_percentile, self._making.ttl_s
+        if held is None or self.plugged or self.rotation is not None:
+            return
+        now = self._clock.now()
+        if not authority.needs_renewal(held, now, percentile):
+            return
+        made = authority.renewed(held, now, new_serial(), ttl_s)
+        try:
+            await self._replace(held, made)
+        except (KubeError, ValueError) as error:
+            log.error("root certificate not renewed", error=str(error))
+            return
+        log.info("root certificate renewed", days=round((made.expires - now) / 86400))
+        await self.refresh()
+
+    async def _replace(self, held: authority.Authority, made: authority.Authority) -> None:
+        """Write a renewed root in the place of the one that was read."""
+        if self._api is None:
+            self.base = made
+            return
+        kept = await self._read(secrets.SELF_SIGNED_SECRET)
+        if kept is None or secrets.authority_of(_decoded(kept)).certificate != held.certificate:
+            return
+        body = secrets.secret_of(made, self._namespace)
+        # Of replicas that do it at once, the API server takes the first.
+        body["metadata"]["resourceVersion"] = kept["metadata"]["resourceVersion"]
+        path = collection("v1", "secrets", self._namespace, secrets.SELF_SIGNED_SECRET)
+        await self._api.json("PUT", path, body=body)
 
     async def _read_all(self) -> None:
         base = await self._find()
@@ -270,7 +311,9 @@ def _facts(held: authority.Authority | None) -> tuple[object, ...]:
 
 def _warn_of_jump(before: authority.Authority, after: authority.Authority) -> None:
     """Say so when certificates in use are no longer trusted: nobody rotated, somebody replaced."""
-    lost = set(before.root_certificates) - set(after.root_certificates)
+    # A renewed root has its old key: what it signed stays good.
+    keys = [root.public_key() for root in after.root_certificates]
+    lost = [root for root in before.root_certificates if root.public_key() not in keys]
     if lost:
         log.warning(
             "a root in use was replaced without overlap: proxies refuse each other until all have renewed; "

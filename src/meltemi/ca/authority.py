@@ -31,7 +31,11 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 class RequestRefused(Exception):
-    """The signing request cannot be honoured; the text says why, for the caller."""
+    """The signing request cannot be honoured; the text says why, for the caller. ``error`` is Istio's word for it in metrics."""
+
+    def __init__(self, text: str, error: str = "CSR_ERROR") -> None:
+        super().__init__(text)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +102,13 @@ def issue(
     public_key = _public_key_of(csr_pem)
     if ttl_s > max_ttl_s:
         raise RequestRefused(
-            f"validity_duration of {ttl_s:.0f} s is more than this authority's maximum of {max_ttl_s:.0f} s"
+            f"validity_duration of {ttl_s:.0f} s is more than this authority's maximum of {max_ttl_s:.0f} s",
+            "TTL_ERROR",
         )
     if now >= authority.expires:
-        raise RequestRefused("the authority's own certificate has expired; replace it")
+        raise RequestRefused(
+            "the authority's own certificate has expired; replace it", "CERT_GENERATION_ERROR"
+        )
     expires = min(now + (ttl_s if ttl_s > 0 else default_ttl_s), authority.expires)
     san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
     # The subject is empty, so the alternative name must be critical (RFC 5280, 4.2.1.6).
@@ -132,7 +139,31 @@ def self_signed(
 ) -> Authority:
     """A new root that signs workload certificates itself, as Istio's does by default."""
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)])
-    certificate = (
+    certificate = _root(key, name, now, serial, ttl_s)
+    return Authority(certificate, key, (), _pem(certificate))
+
+
+def needs_renewal(held: Authority, now: float, percentile: float) -> bool:
+    """Whether a root that signs itself is in the last ``percentile`` percent of its life."""
+    if held.chain or held.certificate not in held.root_certificates:
+        return False
+    lifetime_s = held.expires - held.certificate.not_valid_before_utc.timestamp()
+    return held.expires - now < lifetime_s * percentile / 100
+
+
+def renewed(held: Authority, now: float, serial: int, ttl_s: float = ROOT_TTL_S) -> Authority:
+    """The same root for another life: with its name and key, so that certificates verify against the old and the new one."""
+    certificate = _root(held.key, held.certificate.subject, now, serial, ttl_s)
+    others = (root for root in held.root_certificates if root != held.certificate)
+    return Authority(
+        certificate, held.key, (), "".join(map(_pem, (certificate, *others))), held.crl
+    )
+
+
+def _root(
+    key: PrivateKey, name: x509.Name, now: float, serial: int, ttl_s: float
+) -> x509.Certificate:
+    return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -145,7 +176,6 @@ def self_signed(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Authority(certificate, key, (), _pem(certificate))
 
 
 def load(

@@ -53,6 +53,9 @@ class Options:
     workload_ttl_max_s: float = 90 * 24 * 3600.0
     root_ttl_s: float = 3650 * 24 * 3600.0
     root_rsa_bits: int = 2048
+    root_check_s: float = 3600.0
+    root_grace_percentile: int = 20
+    root_jitter: bool = True
     jwt_rule: str = ""
     external_ca: str = ""
     external_ca_root: str = ""
@@ -198,6 +201,10 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         workload_ttl_max_s=seconds("MAX_WORKLOAD_CERT_TTL", 90 * 24 * 3600.0),
         root_ttl_s=seconds("CITADEL_SELF_SIGNED_CA_CERT_TTL", 3650 * 24 * 3600.0),
         root_rsa_bits=_rsa_bits(environ.get("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE") or "2048"),
+        root_check_s=seconds("CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL", 3600.0) or 3600.0,
+        root_grace_percentile=number("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", 20),
+        root_jitter=environ.get("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", "true").lower()
+        != "false",
         external_ca=environ.get("MESH_EXTERNAL_CA_ADDR", ""),
         external_ca_root=environ.get("MESH_EXTERNAL_CA_ROOT", ""),
         external_ca_token=environ.get("MESH_EXTERNAL_CA_TOKEN", ""),
