@@ -29,7 +29,7 @@ demo: setup ## a running mesh with Bookinfo on this machine (CHECK=1 proves it a
 test: setup ## every test that belongs to a change, under ten minutes
 	@$(BIN)/pytest -m "cluster and not slow" -o cache_dir=.pytest_cache/clusters > .cluster-tests.log 2>&1 & clusters=$$!; \
 	  echo "tests of whole clusters run meanwhile; their output is in .cluster-tests.log, and follows here"; \
-	  $(BIN)/pytest -m "not cluster and not slow" -n 2 --dist loadfile -o cache_dir=.pytest_cache/rest; rest=$$?; \
+	  $(BIN)/pytest -m "not cluster and not slow" -n 3 --dist loadfile -o cache_dir=.pytest_cache/rest; rest=$$?; \
 	  wait $$clusters; clusters=$$?; cat .cluster-tests.log; exit $$((rest | clusters))
 
 test-again: setup ## what failed in the last "make test", with the machine to itself
