@@ -18,6 +18,7 @@ from meltemi.config.shapes import record
 from meltemi.model.mesh import MeshConfig
 from meltemi.testing.mesh import Mesh, Session
 from random_api import fields_of, object_of
+from random_filters import envoy_filters
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(36000)]
 EXAMPLES = int(os.environ.get("ROUTING_EXAMPLES", "12"))
@@ -48,7 +49,8 @@ KINDS = (
     "Telemetry",
     "ProxyConfig",
 )
-_objects = st.lists(st.sampled_from(KINDS).flatmap(object_of), min_size=3, max_size=6)
+_object = st.one_of(*(st.sampled_from(KINDS).flatmap(object_of) for _ in range(4)), envoy_filters())
+_objects = st.lists(_object, min_size=3, max_size=6)
 
 
 def _unique(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
