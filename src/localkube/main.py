@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import click
 
+from localkube.kit.program import PROGRAM
 from localkube.supervisor.runspec import RunSpec
 from localkube.supervisor.state import (
     DEFAULT_NAME,
@@ -27,8 +28,6 @@ from localkube.supervisor.state import (
     wait_until_free,
 )
 
-# What the user typed to get here, when another program fronts this one: for what we tell them to type.
-PROGRAM: Final = os.environ.get("LOCALKUBE_PROGRAM", "localkube")
 _NOT_RUNNING: Final = 3
 _NODE_NAME: Final = "node0"
 _DOWN_DEADLINE: Final = 80.0  # seconds; longer than the longest drain
@@ -53,6 +52,10 @@ class _Cli(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             fail(str(error))
+
+
+def _named(name: str) -> str:
+    return "" if name == DEFAULT_NAME else f" --name {name}"
 
 
 def fail(message: str) -> None:
@@ -146,7 +149,9 @@ def status(output: str, name: str) -> None:
     settings = load_settings(state)
     if owner is None or settings is None:
         if output == "table":
-            click.echo(f"cluster {name!r} is not running; `localkube up --detach` starts it")
+            click.echo(
+                f"cluster {name!r} is not running; `{PROGRAM} up --detach{_named(name)}` starts it"
+            )
         else:
             _print_data({"name": name, "running": False}, output)
         sys.exit(_NOT_RUNNING)
@@ -176,7 +181,9 @@ def env(name: str) -> None:
     """Print the shell lines that point kubectl at the cluster, for eval "$(...)"."""
     state = state_directory(name)
     if not state.kubeconfig.exists():
-        fail(f"cluster {name!r} has never been started: run `localkube up --detach` first")
+        fail(
+            f"cluster {name!r} has never been started: run `{PROGRAM} up --detach{_named(name)}` first"
+        )
     click.echo(f"export KUBECONFIG={shlex.quote(str(state.kubeconfig))}")
     # Not resolved: in a virtual environment the link's folder is the one with the programs.
     programs = Path(sys.executable).parent
@@ -295,10 +302,9 @@ class _Display:
         if settings is None:
             return  # a node that joined another cluster
         self._stop_spinner()
-        suffix = "" if self._state.name == DEFAULT_NAME else f" --name {self._state.name}"
         click.echo(
             f"cluster {self._state.name!r} is up at https://127.0.0.1:{settings.api_port}\n"
-            f'point kubectl at it:  eval "$({PROGRAM} env{suffix})"'
+            f'point kubectl at it:  eval "$({PROGRAM} env{_named(self._state.name)})"'
         )
 
 

@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from localkube.kit.program import PROGRAM
+
 CA_VALIDITY = datetime.timedelta(days=3650)
 """kubeadm's lifetime of a cluster authority."""
 LEAF_VALIDITY = datetime.timedelta(days=365)
@@ -277,7 +279,7 @@ def _load_cert(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise PkiError(
-            f"{path}: cannot read the certificate ({error}); repair it, or run `localkube reset`"
+            f"{path}: cannot read the certificate ({error}); repair it, or run `{PROGRAM} reset`"
         ) from error
 
 
@@ -286,11 +288,11 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise PkiError(
-            f"{path}: cannot read the private key ({error}); repair it, or run `localkube reset`"
+            f"{path}: cannot read the private key ({error}); repair it, or run `{PROGRAM} reset`"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise PkiError(
-            f"{path}: expected an EC private key; run `localkube reset` to make new keys"
+            f"{path}: expected an EC private key; run `{PROGRAM} reset` to make new keys"
         )
     return key
 

@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from localkube.kit.program import PROGRAM
+
 JsonObject = dict[str, Any]
 StoredList = list["Stored"]
 
@@ -124,7 +126,7 @@ class Store:
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise UnreadableStateError(
                 f"cannot use the state in {path}: {error}; free space or repair access, "
-                "or delete the state with `localkube reset`"
+                f"or delete the state with `{PROGRAM} reset`"
             ) from error
 
     def _load(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localkube.kit.logs import open_log
+from localkube.kit.program import PROGRAM
 from localkube.supervisor.outer import Progress, Supervisor
 from localkube.supervisor.runspec import RunSpec
 from localkube.supervisor.state import (
@@ -50,7 +51,7 @@ def _acquire(lock: ClusterLock, state: StateDirectory) -> None:
         if time.monotonic() > deadline:
             raise UserError(
                 f"the previous run of {state.name!r} does not end; see {state.logs}, or end it "
-                "at once with `localkube down --now`"
+                f"at once with `{PROGRAM} down --now`"
             )
         wait_until_free(state, 1.0)
 

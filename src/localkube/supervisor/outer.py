@@ -23,6 +23,7 @@ from typing import Any, Final
 from localkube.kit.hostsockets import ENVIRONMENT_VARIABLE as HOST_SOCKETS_VARIABLE
 from localkube.kit.hostsockets import HostSocketServer
 from localkube.kit.logs import open_log
+from localkube.kit.program import PROGRAM
 from localkube.supervisor.readiness import ApiProbe
 from localkube.supervisor.runspec import (
     API_SOCKET_VARIABLE,
@@ -134,7 +135,7 @@ def namespaces_message(number: int | None, detail: str) -> str:
             "  run it with --privileged, or with --security-opt seccomp=unconfined",
             "  --security-opt systempaths=unconfined.",
         ]
-    lines.append("Running as root helps too; `localkube up --no-node` needs no namespaces.")
+    lines.append(f"Running as root helps too; `{PROGRAM} up --no-node` needs no namespaces.")
     return "\n".join(lines)
 
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from localkube.kit.program import PROGRAM
+
 DEFAULT_NAME: Final = "default"
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?")
 _LOCK_POLL: Final = 0.02  # seconds
@@ -141,7 +143,7 @@ def load_settings(state: StateDirectory) -> ClusterSettings | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{state.settings_file} is damaged ({error!r}): delete it (ports and LoadBalancer "
-            "addresses are then chosen anew), or start over with `localkube reset`"
+            f"addresses are then chosen anew), or start over with `{PROGRAM} reset`"
         ) from error
 
 

@@ -10,8 +10,10 @@ import asyncio
 import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from meltemi.commands.cluster import read_documents
 from meltemi.commands.failure import CommandError, run
-from meltemi.commands.local import localkube_command
+from meltemi.commands.local import localkube_command, localkube_environment
 from meltemi.commands.progress import Steps
 
 CLUSTER = "demo"
@@ -54,6 +56,11 @@ def shown(path: Path) -> str:
     return str(path)
 
 
+def _near(path: Path) -> Path:
+    """The path as somebody in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 class Cluster:
     """The demo's own one-machine Kubernetes."""
 
@@ -63,7 +70,11 @@ class Cluster:
     async def _localkube(self, *arguments: str) -> str:
         command = localkube_command(arguments[0], "--name", self._name, *arguments[1:])
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            *command,
+            env=localkube_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             out, err = await process.communicate()
@@ -73,6 +84,14 @@ class Cluster:
         if process.returncode:
             raise CommandError(err.decode().strip() or out.decode().strip())
         return out.decode()
+
+    async def running(self) -> bool:
+        """Whether somebody has started it already."""
+        try:
+            await self._localkube("status")
+        except CommandError:
+            return False
+        return True
 
     async def up(self) -> None:
         """Start it, or find it running."""
@@ -260,10 +279,13 @@ async def _build(cluster: Cluster) -> tuple[Path, str]:
     return kubeconfig, base
 
 
-def _tell(kubeconfig: Path, base: str) -> None:
+def _tell(name: str, base: str) -> None:
     console.print(f"\n[bold]The product page:[/bold] {base}/productpage\n")
     console.print("[bold]kubectl:[/bold]")
-    console.print(f'  eval "$(meltemi local env --name {CLUSTER})"', markup=False)
+    if shutil.which("meltemi") is None:
+        # Run by its path, as `make demo` does: what follows is in the same environment.
+        console.print(f"  . {_near(Path(sys.executable).with_name('activate'))}", markup=False)
+    console.print(f'  eval "$(meltemi local env --name {name})"', markup=False)
     console.print(f"  kubectl get pods -n {NAMESPACE}\n")
     console.print("[bold]Three things to try[/bold] (then reload the page; delete -f undoes each):")
     for name, effect in TRY:
@@ -282,12 +304,15 @@ async def _until_interrupted() -> None:
 
 
 async def _demo(check: bool, keep: bool) -> bool:
-    cluster = Cluster(os.environ.get("MELTEMI_DEMO_NAME", CLUSTER))
+    name = os.environ.get("MELTEMI_DEMO_NAME", CLUSTER)
+    cluster = Cluster(name)
     finished = False
+    # A demo that runs already is only looked at.
+    keep = keep or (check and await cluster.running())
     good = True
     try:
         kubeconfig, base = await _build(cluster)
-        _tell(kubeconfig, base)
+        _tell(name, base)
         if check:
             from meltemi.commands.demo_check import check_demo
 
@@ -298,7 +323,7 @@ async def _demo(check: bool, keep: bool) -> bool:
             await _until_interrupted()
     finally:
         if keep and finished:
-            console.print(f"Still running; meltemi local down --name {CLUSTER} stops it.")
+            console.print(f"Still running; meltemi local down --name {name} stops it.")
         else:
             with console.status("taking everything away"):
                 await asyncio.shield(cluster.remove())
@@ -306,7 +331,11 @@ async def _demo(check: bool, keep: bool) -> bool:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="send traffic, prove the mesh in a table, and end")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="send traffic, prove the mesh in a table, and end; a demo that runs already stays",
+)
 @click.option("--keep", is_flag=True, help="leave everything running")
 def demo(check: bool, keep: bool) -> int:
     """A running mesh with Bookinfo on this machine."""

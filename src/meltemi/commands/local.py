@@ -26,6 +26,11 @@ def localkube_command(*arguments: str) -> list[str]:
     return command
 
 
+def localkube_environment() -> dict[str, str]:
+    """Its environment: it tells people to type what they have typed."""
+    return {**os.environ, "LOCALKUBE_PROGRAM": "meltemi local"}
+
+
 @click.command(
     context_settings={
         "ignore_unknown_options": True,
@@ -36,8 +41,7 @@ def localkube_command(*arguments: str) -> list[str]:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def local(arguments: tuple[str, ...]) -> int:
     """The one-machine Kubernetes: up, down, status, env, reset. ``meltemi local --help`` tells more."""
-    environment = {**os.environ, "LOCALKUBE_PROGRAM": "meltemi local"}
-    process = subprocess.Popen(localkube_command(*arguments), env=environment)
+    process = subprocess.Popen(localkube_command(*arguments), env=localkube_environment())
     while True:
         try:
             return process.wait()
