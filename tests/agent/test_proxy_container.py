@@ -23,6 +23,7 @@ from cryptography import x509
 
 from agent.control_plane import Authority, ControlPlane
 from agent.world import Application, Container, eventually
+from meltemi.adapters.envoy_process import find_envoy
 from meltemi.model.names import BOOTSTRAP_TYPE
 
 pytestmark = pytest.mark.envoy
@@ -500,3 +501,21 @@ def test_an_istiod_that_does_not_answer_stops_nobody(
     container.environment["BOOTSTRAP_XDS_AGENT"] = "true"
     container.start_ready()
     assert "cannot be had from istiod: " in container.text()
+
+
+@pytest.mark.covers(
+    "MeshConfig.defaultConfig.binaryPath", "MeshConfig.defaultConfig.customConfigFile"
+)
+def test_another_envoy_may_run_another_configuration(container: Container, tmp_path: Path) -> None:
+    """Both as they are: the program at that path, started with that file."""
+    program, file = tmp_path / "my-envoy", tmp_path / "mine.json"
+    program.symlink_to(find_envoy())
+    admin = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": container.admin}}}
+    file.write_text(json.dumps({"node": {"id": "mine", "cluster": "mine"}, "admin": admin}))
+    container.config |= {"binaryPath": str(program), "customConfigFile": str(file)}
+    container.start()
+    eventually(lambda: container.get(container.admin, "/ready") == (200, "LIVE\n"), "Envoy")
+    options = json.loads(container.get(container.admin, "/server_info")[1])["command_line_options"]
+    assert options["config_path"] == str(file)
+    running = psutil.Process(container.debug()["envoy"]["pid"]).cmdline()
+    assert running[0] == str(program)

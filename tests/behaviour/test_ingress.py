@@ -136,13 +136,15 @@ def test_which_ingresses_are_served(shop: Mesh, mode: str, marked: str, served: 
     assert shop.gateway().get("http://a.example.com/").status == (200 if served else 404)
 
 
-@pytest.mark.covers("MeshConfig.ingressSelector")
-def test_another_gateway_may_serve_ingresses(shop: Mesh) -> None:
-    shop.apply(
-        CLASS,
-        ingress(host("a.example.com", path("/", "details"))),
-        mesh_config="ingressSelector: front",
-    )
+@pytest.mark.covers("MeshConfig.ingressSelector", "MeshConfig.ingressService")
+@pytest.mark.parametrize(
+    "settings",
+    ["ingressSelector: front", "{ingressSelector: '', ingressService: front}"],
+    ids=["selector", "service"],
+)
+def test_another_gateway_may_serve_ingresses(shop: Mesh, settings: str) -> None:
+    """By its label, or by the name of its Service."""
+    shop.apply(CLASS, ingress(host("a.example.com", path("/", "details"))), mesh_config=settings)
     assert shop.gateway("front").get("http://a.example.com/").status == 200
 
 

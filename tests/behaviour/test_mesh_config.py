@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ defaultTrafficPolicy:
 @pytest.mark.covers(
     "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.maxConnections",
     "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.connectTimeout",
+    "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.idleTimeout",
     "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.maxConnectionDuration",
     "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.tcpKeepalive.probes",
     "MeshConfig.defaultTrafficPolicy.connectionPool.tcp.tcpKeepalive.time",
@@ -164,6 +166,10 @@ def test_default_traffic_policy_reaches_the_proxy(shop: Mesh) -> None:
     assert http2["max_concurrent_streams"] == 12
     pings = http2["connection_keepalive"]
     assert (pings["interval"], pings["timeout"]) == ("30s", "3s")
+    bytes_alone = found["typed_extension_protocol_options"][
+        "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"
+    ]
+    assert bytes_alone["idle_timeout"] == "90s"
     outlier = found["outlier_detection"]
     assert outlier["split_external_local_origin_errors"] is True
     assert outlier["consecutive_local_origin_failure"] == 2
@@ -178,12 +184,17 @@ def test_default_traffic_policy_reaches_the_proxy(shop: Mesh) -> None:
     "MeshConfig.defaultTrafficPolicy.connectionPool.http.useClientProtocol",
     "MeshConfig.defaultTrafficPolicy.outlierDetection.consecutiveErrors",
     "MeshConfig.defaultTrafficPolicy.outlierDetection.failurePercentageThreshold",
+    "MeshConfig.defaultTrafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
 )
 def test_default_traffic_policy_in_other_words(shop: Mesh) -> None:
     shop.apply(
         mesh_config="defaultTrafficPolicy: {connectionPool: {http: {useClientProtocol: true}}, "
-        "outlierDetection: {consecutiveErrors: 6, failurePercentageThreshold: 44}}"
+        "outlierDetection: {consecutiveErrors: 6, failurePercentageThreshold: 44, "
+        "outlierDetectionHttpErrorCodes: [501]}}"
     )
+    counted = http_of(cluster_of(shop, REVIEWS))["outlier_detection"]["error_matcher"]
+    (header,) = counted["http_response_headers_match"]["headers"]
+    assert header["string_match"] == {"exact": "501"}
     found = cluster_of(shop, REVIEWS)
     assert "use_downstream_protocol_config" in http_of(found)
     assert found["outlier_detection"]["consecutive_5xx"] == 6
@@ -488,6 +499,24 @@ spec:
     exempt = "{settings: {clusterLocal: false}, hosts: [store.example.com]}"
     shop.apply(mesh_config=f"serviceSettings: [{exempt}, {local}]")
     assert send() == {"far", "near"}
+
+
+@pytest.mark.covers(
+    "MeshConfig.defaultProviders.metrics", "MeshConfig.extensionProviders.prometheus"
+)
+def test_metrics_are_for_prometheus(shop: Mesh) -> None:
+    """A provider that is none has the proxies count nothing."""
+    for kind, counted in (
+        ("prometheus: {}", True),
+        (f"envoyFileAccessLog: {{path: {os.devnull}}}", False),
+    ):
+        shop.apply(
+            mesh_config=f"defaultProviders: {{metrics: [mine]}}\nextensionProviders: [{{name: mine, {kind}}}]"
+        )
+        (listeners,) = (
+            part for part in shop.config("caller")["configs"] if "Listeners" in part["@type"]
+        )
+        assert ("envoy.access_loggers.stats" in json.dumps(listeners)) is counted
 
 
 # --- what pods say of their own proxies -----------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from behaviour.far_server import FarServer
 from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh
-from meltemi.testing.response import NoAnswer
+from meltemi.testing.response import NoAnswer, Response
+from pki import Authority, make_authority
 
 pytestmark = pytest.mark.envoy
 
@@ -122,6 +126,28 @@ def test_unknown_hosts_are_resolved_by_name(shop: Mesh, caller: Client) -> None:
     answer = caller.get("http://203.0.113.1:9080/", host="localhost:1")
     assert answer.destination.cluster == "DynamicForwardProxyCluster"
     assert answer.status == 503, "nothing listens at localhost:1"
+
+
+@pytest.mark.covers("MeshConfig.outboundTrafficPolicy.tls")
+def test_unknown_hosts_may_be_spoken_to_in_tls(
+    shop: Mesh, caller: Client, authority: Authority, tmp_path: Path
+) -> None:
+    """The server's certificate must be for the host that the request asks for, and of the named authority."""
+    server = FarServer(tmp_path, authority.issue("localhost"))
+    roots = tmp_path / "roots.pem"
+
+    def ask() -> Response:
+        tls = f"tls: {{mode: SIMPLE, caCertificates: {roots}}}"
+        shop.apply(mesh_config=f"outboundTrafficPolicy: {{mode: ALLOW_ANY_DYNAMIC_DNS, {tls}}}")
+        return caller.get("http://203.0.113.1:9080/", host=f"localhost:{server.port}")
+
+    roots.write_bytes(authority.root)
+    answer = ask()
+    assert answer.status == 200
+    assert answer.json()["sni"] == "localhost"
+    roots = tmp_path / "others.pem"
+    roots.write_bytes(make_authority("stranger").root)
+    assert ask().status == 503
 
 
 @pytest.mark.covers("MeshConfig.inboundTrafficPolicy.mode=PASSTHROUGH")

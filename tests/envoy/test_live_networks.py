@@ -59,6 +59,7 @@ def _world(port: int, gateway: int) -> World:
     )
 
 
+@pytest.mark.covers("MeshNetworks.networks.gateways.address", "MeshNetworks.networks.gateways.port")
 def test_traffic_between_networks(tmp_path: Path) -> None:
     """The client connects to the gateway only; the server sees the client's own identity."""
     backend = Backend("web")

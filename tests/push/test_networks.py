@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from meltemi.model.config import Meta
 from meltemi.model.mesh import IstioNetworkGateway, MeshNetworks, Network, NetworkEndpoints
 from meltemi.model.service import Service
@@ -24,6 +26,11 @@ def test_a_labelled_service_is_the_gateway_of_its_network() -> None:
     assert derive_networks(MeshNetworks(), [_service(label)]).gateways == ()
 
 
+@pytest.mark.covers(
+    "MeshNetworks.networks.endpoints.fromCidr",
+    "MeshNetworks.networks.endpoints.fromRegistry",
+    "MeshNetworks.networks.gateways.registryServiceName",
+)
 def test_mesh_networks_name_services_ranges_and_clusters() -> None:
     """registryServiceName is looked up; fromCidr and fromRegistry place endpoints."""
     network = Network(

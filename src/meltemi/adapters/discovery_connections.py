@@ -10,7 +10,14 @@ from typing import Any
 from meltemi.ca.identity import Identity
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.discovery.stream import Stream
-from meltemi.model.names import HEALTH_TYPE, NDS_TYPE, SDS_FILE_CERT, SDS_FILE_ROOT, SDS_TYPE
+from meltemi.model.names import (
+    BOOTSTRAP_TYPE,
+    HEALTH_TYPE,
+    NDS_TYPE,
+    SDS_FILE_CERT,
+    SDS_FILE_ROOT,
+    SDS_TYPE,
+)
 from meltemi.model.proxy import Proxy
 
 WAKE_AT_ONCE = 8  # measured: keeps the loop within 2-20 ms at a thousand streams
@@ -67,8 +74,8 @@ class Connection:
 
     @property
     def is_agents(self) -> bool:
-        """Whether this is no Envoy's stream but one of the agent beside it: for names, or to report health."""
-        return self.first_type in (NDS_TYPE, HEALTH_TYPE)
+        """Whether this is no Envoy's stream but one of the agent beside it: for names or its bootstrap, or to report health."""
+        return self.first_type in (NDS_TYPE, BOOTSTRAP_TYPE, HEALTH_TYPE)
 
     def offer(
         self, snapshot: Snapshot, only: dict[str, frozenset[str]] | None, since_s: float

@@ -19,6 +19,7 @@ from meltemi.config.limits import report_limits
 from meltemi.config.reader import Report, decode_spec
 from meltemi.config.shapes import record
 from meltemi.config.validate_destination_rule import (
+    client_tls,
     connection_pool,
     locality,
     outlier_detection,
@@ -72,6 +73,11 @@ def _check(mesh: MeshConfig, report: Report) -> None:
     for name in ("proxy_listen_port", "proxy_inbound_listen_port"):
         if not getattr(mesh, name):
             report.error(name, "0 is not a port", "use 1 to 65535")
+    tls = mesh.outbound_traffic_policy.tls
+    client_tls(tls, "outboundTrafficPolicy.tls", report)
+    if tls is not None and mesh.outbound_traffic_policy.mode != "ALLOW_ANY_DYNAMIC_DNS":
+        text = "has no effect but in mode ALLOW_ANY_DYNAMIC_DNS"
+        report.warn("outboundTrafficPolicy.tls", text, "set the mode, or remove it")
     locality(mesh.locality_lb_setting, "localityLbSetting", report)
     zone_aware(mesh.zone_aware_lb_setting, "zoneAwareLbSetting", report)
     for name, names in (

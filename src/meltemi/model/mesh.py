@@ -389,6 +389,12 @@ def _default_providers() -> tuple[MeshExtensionProvider, ...]:
     )
 
 
+class MeshOutboundTrafficPolicy(OutboundTrafficPolicy, frozen=True):
+    """What happens to traffic for unknown destinations. ``tls``: how hosts are spoken to that are resolved by their name."""
+
+    tls: ClientTLSSettings | None = None
+
+
 class MeshConfig(Spec, frozen=True):
     """Mesh-wide settings; the defaults are those of a new mesh.
 
@@ -415,7 +421,7 @@ class MeshConfig(Spec, frozen=True):
     enable_envoy_access_log_service: bool = False
     disable_envoy_listener_log: bool = False
     default_config: ProxyConfig = ProxyConfig()
-    outbound_traffic_policy: OutboundTrafficPolicy = OutboundTrafficPolicy(mode="ALLOW_ANY")
+    outbound_traffic_policy: MeshOutboundTrafficPolicy = MeshOutboundTrafficPolicy(mode="ALLOW_ANY")
     inbound_traffic_policy: InboundTrafficPolicy = InboundTrafficPolicy()
     config_sources: tuple[ConfigSource, ...] = ()
     enable_auto_mtls: bool = True

@@ -33,7 +33,7 @@ from meltemi.translate.build import Build
 from meltemi.translate.mtls import plaintext_workloads
 from meltemi.translate.rules import Rule, effective_policy, pool_of, rule_for
 from meltemi.translate.stat_names import stat_name
-from meltemi.translate.upstream_tls import choose_tls
+from meltemi.translate.upstream_tls import choose_tls, unknown_hosts_tls
 
 _TYPES = {
     Resolution.CLIENT_SIDE_LB: ClusterType.EDS,
@@ -286,6 +286,24 @@ def outbound_clusters(build: Build) -> tuple[list[Cluster], list[EndpointNeed]]:
     return clusters, needs
 
 
+def _by_name(build: Build) -> Cluster:
+    """Hosts that are resolved by the names that requests ask for."""
+    mesh = build.context.mesh
+    tls = unknown_hosts_tls(mesh)
+    # Over TLS nobody has agreed on a protocol with the server yet: HTTP/1.1 is what all of them speak.
+    version = HttpVersion.DOWNSTREAM if tls.always is None else HttpVersion.HTTP1
+    return Cluster(
+        BY_NAME_CLUSTER,
+        ClusterType.BY_NAME,
+        connect_timeout_s=mesh.connect_timeout,
+        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
+        http=HttpOptions(version=version, auto_sni=tls.auto_sni, auto_san=tls.auto_san),
+        tls=tls.always,
+        service=(BY_NAME_CLUSTER, BY_NAME_CLUSTER, "unknown"),
+        external=True,
+    )
+
+
 def fixed_clusters(build: Build) -> list[Cluster]:
     """Where unknown traffic goes. A gateway only needs the black hole."""
     timeout = build.context.mesh.connect_timeout
@@ -301,16 +319,7 @@ def fixed_clusters(build: Build) -> list[Cluster]:
         service=(PASSTHROUGH_CLUSTER, PASSTHROUGH_CLUSTER, "unknown"),
         external=True,
     )
-    by_name = Cluster(
-        BY_NAME_CLUSTER,
-        ClusterType.BY_NAME,
-        connect_timeout_s=timeout,
-        balancer=Balancer(policy=Balancing.CLUSTER_PROVIDED),
-        http=HttpOptions(version=HttpVersion.DOWNSTREAM),
-        service=(BY_NAME_CLUSTER, BY_NAME_CLUSTER, "unknown"),
-        external=True,
-    )
-    extra = [by_name] if build.scope.outbound.mode == "ALLOW_ANY_DYNAMIC_DNS" else []
+    extra = [_by_name(build)] if build.scope.outbound.mode == "ALLOW_ANY_DYNAMIC_DNS" else []
     inbound = Cluster(
         INBOUND_PASSTHROUGH_CLUSTER,
         ClusterType.ORIGINAL_DST,

@@ -43,7 +43,7 @@ def translate(context: PushContext, proxy_class: ProxyClass) -> ProxyIR:
         listeners += inbound
         clusters += own
     clusters += key_clusters(build, selected(build, "RequestAuthentication"))
-    secrets = proxy_secrets(build, listeners, clusters)
+    secrets = proxy_secrets(build, listeners, [*fixed, *clusters])
     made = ProxyIR(
         listeners=tuple(listeners),
         routes=tuple(routes),

@@ -34,12 +34,12 @@ class _Wanted:
     files: dict[SecretRef, Origins] = field(default_factory=dict)
 
     def add(self, ref: SecretRef | None, origins: Origins, *, roots: bool = False) -> None:
-        """Note a reference."""
-        if ref is None or not origins:
+        """Note a reference. Files may be named by the mesh's configuration, which has no place; Secrets are not."""
+        if ref is None:
             return
         if ref.source is SecretSource.FILE:
             self.files.setdefault(ref, origins)
-        elif ref.source is SecretSource.ADS:
+        elif ref.source is SecretSource.ADS and origins:
             name = ref.name.removesuffix(CA_SUFFIX) if roots else ref.name
             (self.roots if roots else self.pairs).setdefault(name, origins[-1])
 

@@ -104,9 +104,9 @@ def _roots(settings: ClientTLSSettings, *, secrets: bool) -> SecretRef | None:
 def _origination(
     mesh: MeshConfig,
     settings: ClientTLSSettings,
-    service: Service,
-    port: Port,
+    names: tuple[str, ...],
     *,
+    http: bool,
     http2: bool,
     secrets: bool,
 ) -> TlsChoice:
@@ -114,10 +114,9 @@ def _origination(
 
     Without names, the certificate must be for the host that the request asks for, or for the SNI that is given.
     """
-    sans = settings.subject_alt_names or service.subject_alt_names
+    sans = settings.subject_alt_names or names
     roots = _roots(settings, secrets=secrets)
     verified = not settings.insecure_skip_verify
-    http = port.protocol.is_http
     defaults = mesh.tls_defaults or TLSConfig()
     oldest = defaults.min_protocol_version
     return TlsChoice(
@@ -156,7 +155,14 @@ def choose_tls(
             return TlsChoice()
         if settings.mode == "ISTIO_MUTUAL":
             return TlsChoice(always=mesh_tls(context, service, port, subset, http2, settings))
-        return _origination(context.mesh, settings, service, port, http2=http2, secrets=secrets)
+        return _origination(
+            context.mesh,
+            settings,
+            service.subject_alt_names,
+            http=port.protocol.is_http,
+            http2=http2,
+            secrets=secrets,
+        )
     if not context.mesh.enable_auto_mtls or service.mesh_external:
         return TlsChoice()
     tls = mesh_tls(context, service, port, subset, http2)
@@ -166,3 +172,22 @@ def choose_tls(
         secure = bool(facts.identities) and not facts.any_plain
         return TlsChoice(always=tls) if secure else TlsChoice()
     return TlsChoice(auto=tls)
+
+
+def unknown_hosts_tls(mesh: MeshConfig) -> TlsChoice:
+    """TLS to hosts that the mesh does not know and that are resolved by the names that requests ask for."""
+    settings = mesh.outbound_traffic_policy.tls
+    if settings is None or settings.mode == "DISABLE":
+        return TlsChoice()
+    if settings.mode == "ISTIO_MUTUAL":
+        return TlsChoice(
+            always=UpstreamTls(
+                sni=settings.sni,
+                alpn=ALPN_HTTP,
+                certificate=WORKLOAD_CERTIFICATE,
+                roots=WORKLOAD_ROOTS,
+                sans=tuple(san_match(name) for name in settings.subject_alt_names),
+            ),
+            auto_sni=not settings.sni,
+        )
+    return _origination(mesh, settings, (), http=True, http2=False, secrets=False)
