@@ -13,7 +13,7 @@ import msgspec
 
 from meltemi.adapters.kube_watch import Collection, ObjectKey, Sink, Watcher, WatchSession
 from meltemi.adapters.metrics import Metrics
-from meltemi.adapters.status_writer import StatusBook
+from meltemi.adapters.object_status import StatusBook
 from meltemi.adapters.world import World
 from meltemi.config.decode import load
 from meltemi.config.kinds import KINDS

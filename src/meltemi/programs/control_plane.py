@@ -30,7 +30,7 @@ from meltemi.adapters.debug_pages import DebugPages
 from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
 from meltemi.adapters.file_source import FileSource
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
-from meltemi.adapters.ingress_status import IngressStatusWriter
+from meltemi.adapters.ingress_status import ingress_statuses
 from meltemi.adapters.issuer_discovery import REFRESH_S, IssuerDiscovery
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
@@ -39,11 +39,12 @@ from meltemi.adapters.kube_watch import Collection, WatchSession
 from meltemi.adapters.leader import Leader
 from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.object_status import object_statuses
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
 from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.registrar import Registrar
 from meltemi.adapters.secret_access import SecretAccess
-from meltemi.adapters.status_writer import StatusWriter
+from meltemi.adapters.status_loop import StatusLoop
 from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
 from meltemi.adapters.world import Change, World
 from meltemi.ca import rotation, secrets
@@ -371,17 +372,22 @@ class ControlPlane:
         self, tasks: Tasks, api: KubeApi, source: KubeSource, parts: Parts, leader: Leader
     ) -> None:
         """The leader tells people in the objects' status what is wrong."""
-        writer = StatusWriter(parts.world, source.statuses, api, leader, self.clock)
+        world, book = parts.world, source.statuses
+        writer = StatusLoop(
+            lambda: object_statuses(world, book, self.clock.now), api, leader, self.clock
+        )
+        addresses = StatusLoop(lambda: ingress_statuses(world), api, leader, self.clock)
 
         def changed(change: Change) -> None:
             parts.pipeline.changed(change)
             if change.keys or change.everything:
                 writer.wake()
 
-        parts.world.listener = changed
+        world.listener = changed
+        book.changed, world.ingresses.changed = writer.wake, addresses.wake
         writer.wake()
+        addresses.wake()
         tasks.spawn("status", writer.run, restart=True)
-        addresses = IngressStatusWriter(parts.world, api, leader, self.clock)
         tasks.spawn("ingress status", addresses.run, restart=True)
 
     async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
