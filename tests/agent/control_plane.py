@@ -97,7 +97,7 @@ class Authority:
         )
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def server_credentials(self) -> grpc.ServerCredentials:
+    def server_credentials(self, mutual: bool = False) -> grpc.ServerCredentials:
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.DNSName(ISTIOD)])
         certificate = self.sign(key.public_key(), names, 3600)
@@ -106,7 +106,10 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        return grpc.ssl_server_credentials([(pem, (certificate + self.pem).encode())])
+        pair = (pem, (certificate + self.pem).encode())
+        if mutual:
+            return grpc.ssl_server_credentials([pair], self.pem.encode(), True)
+        return grpc.ssl_server_credentials([pair])
 
 
 @dataclass
@@ -124,7 +127,9 @@ class ControlPlane:
     nodes: list[Any] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)  # of health: "" or what is wrong
     requests: int = 0
+    callers: list[str] = field(default_factory=list)  # who has shown a certificate, per call
     port: int = 0
+    mtls_port: int = 0
     host: str = "127.0.0.1"
 
     def start(self) -> None:
@@ -153,6 +158,9 @@ class ControlPlane:
         )
         address = f"{self.host}:{self.port}"
         self.port = self.server.add_secure_port(address, self.authority.server_credentials())
+        address = f"{self.host}:{self.mtls_port}"
+        by_certificate = self.authority.server_credentials(mutual=True)
+        self.mtls_port = self.server.add_secure_port(address, by_certificate)
         self.server.start()
 
     def stop(self) -> None:
@@ -163,6 +171,7 @@ class ControlPlane:
         self, request: ca_pb2.IstioCertificateRequest, context: grpc.ServicerContext
     ) -> ca_pb2.IstioCertificateResponse:
         self.requests += 1
+        self._note_caller(context)
         self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
         if self.refuse:
             context.abort(self.refuse, "the test refuses")
@@ -174,7 +183,15 @@ class ControlPlane:
         leaf = self.authority.sign(csr.public_key(), names, self.life_s, SKEW_S)
         return ca_pb2.IstioCertificateResponse(cert_chain=[leaf, self.authority.pem])
 
+    def _note_caller(self, context: grpc.ServicerContext) -> None:
+        shown = context.auth_context().get("x509_pem_cert")
+        if shown:
+            names = x509.load_pem_x509_certificate(shown[0]).extensions
+            found = names.get_extension_for_class(x509.SubjectAlternativeName).value
+            self.callers += found.get_values_for_type(x509.UniformResourceIdentifier)
+
     def _stream(self, requests: Any, context: grpc.ServicerContext) -> Any:
+        self._note_caller(context)
         self.stream_tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
         sent: set[str] = set()
         for request in requests:

@@ -183,3 +183,32 @@ def test_a_machine_starts_from_its_files_and_tells_that_it_is_well(
         assert control_plane.tokens == ["Bearer token-1"]
     finally:
         container.close()
+
+
+@pytest.mark.envoy
+def test_a_machine_needs_its_token_once(tmp_path: Path, control_plane: ControlPlane) -> None:
+    """Later its certificate proves who it is, to the authority and for Envoy's stream, on the port that takes those."""
+    container = Container(tmp_path, control_plane)
+    port = control_plane.mtls_port
+    facts = replace(
+        FACTS,
+        trust_domain="cluster.local",
+        discovery_address=f"127.0.0.1:{control_plane.port}",
+        mtls_address=f"127.0.0.1:{port}",
+        dns_capture=False,
+    )
+    control_plane.life_s = 40.0
+    container.environment = {"SECRET_GRACE_PERIOD_RATIO": "0.95"}
+    folder = write(tmp_path / "machine", facts, control_plane.authority.pem)
+    try:
+        container.start_machine(folder)
+        container.await_ready()
+        (folder / machine.TOKEN).unlink()
+        first = container.serial()
+        eventually(lambda: container.serial() != first, f"another certificate\n{container.text()}")
+        assert control_plane.tokens[0] == "Bearer token-1"
+        assert set(control_plane.tokens[1:]) == {""}
+        assert set(control_plane.stream_tokens) == {""}
+        assert set(control_plane.callers) == {"spiffe://cluster.local/ns/shop/sa/keeper"}
+    finally:
+        container.close()

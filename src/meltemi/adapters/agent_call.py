@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meltemi.agent.secrets import SecretText
+
+NO_KEY = SecretText("")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IstiodCall:
-    """Whom to ask and how to verify it. ``mark`` is a socket mark or 0; times are seconds."""
+    """Whom to ask and how to verify it. ``mark`` is a socket mark or 0; times are seconds.
+
+    ``certificate`` and ``key`` prove who asks, in the place of a token; istiod is then verified by ``trusted``, the roots that Envoy
+    was given. All PEM.
+    """
 
     address: str
     server_name: str
@@ -25,6 +33,9 @@ class IstiodCall:
     token_file: str
     mark: int = 0
     deadline_s: float = 10.0
+    trusted: str = ""
+    certificate: str = ""
+    key: SecretText = NO_KEY
 
 
 class NoAnswerError(Exception):

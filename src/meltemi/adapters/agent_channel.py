@@ -42,9 +42,8 @@ def open_channel(call: IstiodCall) -> Iterator[tuple[grpc.Channel, list[tuple[st
     if call.plaintext:
         channel = grpc.insecure_channel(relay.target, options)
     else:
-        root = _read(call.root_file, "the root certificate")
         options.append(("grpc.ssl_target_name_override", call.server_name))
-        channel = grpc.secure_channel(relay.target, grpc.ssl_channel_credentials(root), options)
+        channel = grpc.secure_channel(relay.target, _credentials(call), options)
     with channel:
         try:
             yield channel, metadata
@@ -52,8 +51,17 @@ def open_channel(call: IstiodCall) -> Iterator[tuple[grpc.Channel, list[tuple[st
             raise RequestError(_explain(call, error, relay.problem)) from error
 
 
+def _credentials(call: IstiodCall) -> grpc.ChannelCredentials:
+    if call.certificate:
+        pair = (call.key.encode(), call.certificate.encode())
+        return grpc.ssl_channel_credentials(call.trusted.encode(), *pair)
+    return grpc.ssl_channel_credentials(_read(call.root_file, "the root certificate"))
+
+
 def _explain(call: IstiodCall, error: grpc.RpcError, problem: str) -> str:
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAUTHENTICATED and call.certificate:
+        return f"istiod at {call.address} does not accept this proxy's certificate: {details}"
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return (
             f"istiod at {call.address} does not accept the token in {call.token_file}: {details} "

@@ -30,7 +30,6 @@ class CertificateRequest(IstiodCall):
     ttl_s: int
     rsa_bits: int = 0
     proxy: str = ""
-    trusted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

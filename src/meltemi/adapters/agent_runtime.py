@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meltemi.adapters.agent_bootstrap import BootstrapQuestion, ask_for_patches, refusal
+from meltemi.adapters.agent_call import NO_KEY
 from meltemi.adapters.agent_csr import CertificateRequest, request_certificate
 from meltemi.adapters.agent_endpoints import AgentEndpoints
 from meltemi.adapters.agent_files import (
@@ -90,6 +91,7 @@ class AgentRuntime:
         self._dns: PodDns | None = None
         self._health: HealthWatch | None = None
         self._resolver_port = 0
+        self._certificate_failed = False
         self._patched_text = ""
 
     # --- the life ---------------------------------------------------------------------------------
@@ -211,24 +213,20 @@ class AgentRuntime:
 
     async def _request(self) -> None:
         settings = self._settings
-        address = settings.ca_address
+        # By the certificate while there is one, else by the token; each after the other has failed.
+        call = self._call(settings.ca_address, by_certificate=not self._certificate_failed)
         self._counters.cert_requests += 1
         answer = await request_certificate(
             CertificateRequest(
-                address=address,
-                server_name=server_name(settings, address),
-                plaintext=is_plaintext(settings, address),
-                root_file=settings.root_file,
-                token_file=settings.token_file,
+                **call,
                 identity=settings.identity,
                 ttl_s=round(settings.secret_ttl_s),
                 rsa_bits=settings.rsa_key_bits,
-                mark=settings.mark,
                 proxy=f"{settings.pod_name}.{settings.namespace}",
-                trusted=self._credentials.roots if self._credentials else "",
             )
         )
         error = answer.error
+        self._certificate_failed = bool(error and call["certificate"])
         # Authorities date certificates back, for clocks that differ: a life begins when it is given.
         validity = certificates.Validity(max(answer.not_before, time.time()), answer.not_after)
         if not error:
@@ -253,6 +251,26 @@ class AgentRuntime:
             return
         self._counters.cert_failures_in_row = 0
         self._put("certificates", certificates.Issued(time.time(), _chance(), validity))
+
+    def _call(self, address: str, *, by_certificate: bool = True) -> dict[str, Any]:
+        """How a child reaches istiod at ``address``, or where certificates are taken, and how it proves who it is."""
+        settings, held = self._settings, self._credentials
+        shown = held if settings.mtls_address and by_certificate else None
+        if shown is not None and shown.validity.not_after <= time.time():
+            shown = None
+        if shown is not None:
+            address = settings.mtls_address
+        return {
+            "address": address,
+            "server_name": server_name(settings, address),
+            "plaintext": is_plaintext(settings, address),
+            "root_file": settings.root_file,
+            "token_file": settings.token_file if shown is None else "",
+            "mark": settings.mark,
+            "trusted": held.roots if held else "",
+            "certificate": shown.certificate if shown is not None else "",
+            "key": shown.key if shown is not None else NO_KEY,
+        }
 
     def _adopt(self, credentials: Credentials) -> None:
         self._store.store(credentials)
@@ -377,19 +395,10 @@ class AgentRuntime:
 
     async def _patched(self, bootstrap: dict[str, Any], environment: Mapping[str, str]) -> str:
         """The bootstrap with istiod's patches; the last one that was good when istiod does not answer; "" without patches."""
-        settings = self._settings
-        address = settings.config.discovery_address
-        answer = await ask_for_patches(
-            BootstrapQuestion(
-                address=address,
-                server_name=server_name(settings, address),
-                plaintext=is_plaintext(settings, address),
-                root_file=settings.root_file,
-                token_file=settings.token_file if self._token else "",
-                mark=settings.mark,
-                bootstrap=bootstrap,
-            )
-        )
+        call = self._call(self._settings.config.discovery_address)
+        if not self._token:
+            call["token_file"] = ""
+        answer = await ask_for_patches(BootstrapQuestion(**call, bootstrap=bootstrap))
         wrong = answer.error
         if answer.text:
             check = self._config_dir / "envoy-check.json"

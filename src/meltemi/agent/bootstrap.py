@@ -17,7 +17,7 @@ from meltemi.agent.own_service import add_own_service
 from meltemi.agent.probes import HTTP_OPTIONS, TYPE, AppProbes, build_app_probes, mark_option
 from meltemi.agent.settings import VERSION, ProxySettings
 from meltemi.agent.stats_config import build_stats_config
-from meltemi.model.names import BOOTSTRAP_XDS, SDS_ROOTCA
+from meltemi.model.names import BOOTSTRAP_XDS, SDS_DEFAULT, SDS_ROOTCA
 
 XDS_CLUSTER = "xds-grpc"
 XDS_LISTENER = "agent-xds"
@@ -269,10 +269,11 @@ def _path_source(directory: str, file: str) -> dict[str, Any]:
 
 
 def _xds_cluster(settings: ProxySettings, with_token: bool) -> dict[str, Any]:
-    host, port = split_address(settings.config.discovery_address)
+    address = settings.mtls_address or settings.config.discovery_address
+    host, port = split_address(address)
     filters: list[dict[str, Any]] = []
-    plaintext = is_plaintext(settings, settings.config.discovery_address)
-    if with_token:
+    plaintext = is_plaintext(settings, address)
+    if with_token and not settings.mtls_address:
         filters.append(_token_filter(settings))
     filters.append(
         {
@@ -368,7 +369,7 @@ def _token_filter(settings: ProxySettings) -> dict[str, Any]:
 def _xds_tls(settings: ProxySettings) -> dict[str, Any]:
     """Verify istiod by the roots that peers are verified by, which hold the mesh's, and by its name."""
     name = server_name(settings, settings.config.discovery_address)
-    common = {
+    common: dict[str, Any] = {
         "alpn_protocols": ["h2"],
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_2",
@@ -384,6 +385,9 @@ def _xds_tls(settings: ProxySettings) -> dict[str, Any]:
             },
         },
     }
+    if settings.mtls_address:
+        source = _path_source(settings.credentials_dir, secrets.DEFAULT_FILE)
+        common["tls_certificate_sds_secret_configs"] = [{"name": SDS_DEFAULT, "sds_config": source}]
     context = {
         "@type": TYPE + "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "sni": name,

@@ -28,7 +28,7 @@ class MachineFacts:
     """What a WorkloadGroup and its mesh say of a machine. ``settings`` is the mesh's defaultConfig, ``probe`` the group's, as JSON.
 
     ``address`` is the machine's own where it cannot find that out itself; ``register``: the machine's WorkloadEntry is made
-    when it connects.
+    when it connects. ``mtls_address`` is where istiod takes certificates: the token is for the first one only.
     """
 
     group: str
@@ -39,6 +39,7 @@ class MachineFacts:
     probe: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     discovery_address: str = "istiod.istio-system.svc:15012"
+    mtls_address: str = ""
     cluster_id: str = "Kubernetes"
     trust_domain: str = "cluster.local"
     address: str = ""
@@ -78,6 +79,8 @@ def render_environment(facts: MachineFacts) -> str:
         values["ISTIO_META_DNS_CAPTURE"] = "true"
     if facts.register:
         values["ISTIO_META_AUTO_REGISTER_GROUP"] = facts.group
+    if facts.mtls_address:
+        values["MESH_MTLS_ADDRESS"] = facts.mtls_address
     if facts.address:
         values["ISTIO_SVC_IP"] = facts.address
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))

@@ -85,6 +85,8 @@ class ProxySettings:
     root_file: str = "/var/run/secrets/istio/root-cert.pem"
     token_file: str = "/var/run/secrets/tokens/istio-token"  # noqa: S105 -- a path, not a token
     ca_address: str = ""
+    # Where istiod takes the certificate for a proof: a machine's token ends, and nobody brings another. "" where tokens do.
+    mtls_address: str = ""
     istiod_san: str = ""
     secret_ttl_s: float = 86400.0
     grace_ratio: float = 0.5
@@ -335,6 +337,7 @@ def parse_settings(
         root_file=read.text("XDS_ROOT_CA", default.root_file),
         token_file=read.text("MESH_TOKEN_FILE", default.token_file),
         ca_address=read.text("CA_ADDR", config.discovery_address),
+        mtls_address=read.text("MESH_MTLS_ADDRESS"),
         istiod_san=read.text("ISTIOD_SAN"),
         secret_ttl_s=read.seconds("SECRET_TTL", default.secret_ttl_s),
         grace_ratio=read.real("SECRET_GRACE_PERIOD_RATIO", default.grace_ratio),

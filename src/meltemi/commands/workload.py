@@ -189,6 +189,7 @@ async def _files(flags: dict[str, Any]) -> dict[str, str]:
         probe=as_json(spec.probe) if spec.probe is not None else {},
         settings=as_json(mesh.default_config),
         discovery_address=f"{host}:15012",
+        mtls_address=f"{host}:15013",
         cluster_id=flags["cluster_id"],
         trust_domain=mesh.trust_domain,
         address=flags["external_ip"] or flags["internal_ip"],
