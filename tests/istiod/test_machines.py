@@ -12,6 +12,9 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.config.core.v3 import base_pb2
 from google.protobuf import json_format
 from grpc import aio
@@ -22,9 +25,11 @@ from istiod.test_with_envoy import Envoy, ask, free_port, reach
 from istiod.waiting import until
 from istiod.xds_client import XdsClient
 from meltemi.adapters.kube_connection import Connection
+from meltemi.ca import authority
 from meltemi.discovery.protocol import Mode
 from meltemi.model.names import CDS_TYPE, HEALTH_TYPE, LDS_TYPE
 from meltemi.programs.control_plane import ControlPlane
+from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 API = "/apis/networking.istio.io/v1"
 ENTRIES = f"{API}/workloadentries"
@@ -79,16 +84,22 @@ def node(namespace: str = "shop", account: str = "vm", **metadata: Any) -> base_
     return made
 
 
+async def root_of(kube: KubeServer) -> bytes:
+    maps = kube.objects["/api/v1/configmaps"]
+    found = await until(lambda: maps.get(("shop", "istio-ca-root-cert")))
+    return bytes(found["data"]["root-cert.pem"].encode())
+
+
+def channel_to(port: int, *proof: bytes) -> aio.Channel:
+    """``proof`` is the root to trust and, if a certificate is shown, its key and the chain."""
+    options = [("grpc.ssl_target_name_override", "istiod.istio-system.svc")]
+    return aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*proof), options)
+
+
 @asynccontextmanager
 async def secure(kube: KubeServer, plane: ControlPlane) -> AsyncIterator[aio.Channel]:
     """A channel to 15012 that trusts the mesh's root."""
-    maps = kube.objects["/api/v1/configmaps"]
-    root = (await until(lambda: maps.get(("shop", "istio-ca-root-cert"))))["data"]["root-cert.pem"]
-    options = [("grpc.ssl_target_name_override", "istiod.istio-system.svc")]
-    trusted = grpc.ssl_channel_credentials(root.encode())
-    async with aio.secure_channel(
-        f"127.0.0.1:{plane.ports['secure-grpc']}", trusted, options
-    ) as channel:
+    async with channel_to(plane.ports["secure-grpc"], await root_of(kube)) as channel:
         yield channel
 
 
@@ -272,6 +283,40 @@ async def test_machines_of_others_are_refused(
         assert found is code
         assert why in text
         assert not kube.objects[ENTRIES]
+
+
+async def test_a_certificate_is_a_proof_too(kube: KubeServer) -> None:
+    """Got by the token, shown on the port that requires one; the refusal is the same."""
+    await group(kube)
+    await group(kube, "other")
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    pem = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    async with running(OPTIONS, Connection(kube.url)) as plane:
+        async with secure(kube, plane) as channel:
+            create = channel.unary_unary(
+                CREATE_CERTIFICATE,
+                request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
+                response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
+            )
+            metadata = [("authorization", "Bearer shop/vm")]
+            answer = await create(ca_pb2.IstioCertificateRequest(csr=pem), metadata=metadata)
+        chain = "".join(answer.cert_chain).encode()
+        pair = authority.key_pem(key).encode(), chain
+        async with channel_to(plane.ports["mtls-grpc"], await root_of(kube), *pair) as channel:
+            await connect(channel, token="")
+            await until(lambda: entry(kube))
+            stranger = XdsClient(channel, Mode.DELTA, node("other"))
+            await stranger.ask(CDS_TYPE)
+            code, text = await stranger.status()
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            assert "the caller is of 'shop'" in text
+        await until(lambda: not entry(kube))
+        url = f"http://127.0.0.1:{plane.ports['monitoring']}/metrics"
+        async with aiohttp.ClientSession() as session, session.get(url) as page:
+            counted = await page.text()
+        for event in ("success", "unregister", "deletes"):
+            assert f"auto_registration_{event}_total 1.0" in counted
 
 
 async def test_a_machine_must_prove_itself(kube: KubeServer) -> None:

@@ -125,6 +125,17 @@ class Metrics:
         self.uptime = gauge("istiod_uptime_seconds", "Seconds since start")
         self.clusters = gauge("istiod_managed_clusters", "Clusters watched", ("cluster_type",))
 
+        self.registrations = {
+            event: counter(f"auto_registration_{event}_total", text)
+            for event, text in (
+                ("success", "Machines registered"),
+                ("updates", "Machines that came back to their WorkloadEntry"),
+                ("unregister", "Machines whose connection ended"),
+                ("deletes", "WorkloadEntries removed after the grace period"),
+                ("errors", "WorkloadEntries that could not be written"),
+            )
+        }
+
     def _authority(self) -> None:
         counter, gauge = self._counter, self._gauge
         self.csr_count = counter("citadel_server_csr_count", "Signing requests received")

@@ -18,6 +18,7 @@ import structlog
 from meltemi.adapters.discovery_connections import Connection
 from meltemi.adapters.discovery_grpc import NotYet
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
+from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import Change, World
 from meltemi.ca.identity import NotPermitted
 from meltemi.config.kinds import KINDS
@@ -67,6 +68,7 @@ class Registrar:
         world: World,
         api: KubeApi | None,
         clock: Clock,
+        metrics: Metrics,
         pod: str,
         namespace: str = "istio-system",
         grace_s: float = GRACE_S,
@@ -75,6 +77,7 @@ class Registrar:
         self._world = world
         self._api = api
         self._clock = clock
+        self._count = metrics.registrations
         self._pod, self._namespace = pod, namespace
         self._grace_s = grace_s
         self._started = clock.now()
@@ -196,6 +199,7 @@ class Registrar:
                 again = await self._settle(key)
             except KubeError as error:
                 if error.code != 409:
+                    self._count["errors"].inc()
                     log.warning(
                         "machine not registered",
                         entry=f"{key.namespace}/{key.name}",
@@ -235,6 +239,7 @@ class Registrar:
         assert self._api is not None
         if found is None:
             await self._api.json("POST", _path(key, whole=False), body=wanted)
+            self._count["success"].inc()
             log.info(
                 "machine registered", entry=f"{key.namespace}/{key.name}", node=machine.proxy.id
             )
@@ -254,6 +259,7 @@ class Registrar:
             registration.DISCONNECTED: None,
         }
         await self._patch(key, found, patch)
+        self._count["updates"].inc()
         log.info("machine is back", entry=f"{key.namespace}/{key.name}", node=machine.proxy.id)
 
     def _holds(self, annotations: Mapping[str, str], machine: Machine) -> bool:
@@ -305,6 +311,7 @@ class Registrar:
             return  # it has changed since; that change is about to be heard of
         stamps = {registration.CONNECTED: None, registration.DISCONNECTED: registration.stamp(now)}
         await self._patch(key, found, {"metadata": {"annotations": stamps}})
+        self._count["unregister"].inc()
         log.info("machine left", entry=f"{key.namespace}/{key.name}")
 
     async def _remove(self, key: Key) -> None:
@@ -322,6 +329,7 @@ class Registrar:
         except KubeError as error:
             if error.code != 404:
                 raise
+        self._count["deletes"].inc()
         log.info("machine removed", entry=f"{key.namespace}/{key.name}")
 
     async def _write_health(self, key: Key, report: Report) -> None:

@@ -57,7 +57,7 @@ from meltemi.model import names
 from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
-from meltemi.programs.control_plane_parts import Parts, Source
+from meltemi.programs.control_plane_parts import Parts, Source, every_address
 from meltemi.push.issuer_keys import PROXIES_REFRESH_S, IssuerKeys
 from meltemi.registry.from_kubernetes import RegistrySettings
 
@@ -181,7 +181,13 @@ class ControlPlane:
             reviewer=self._reviewer(api, mesh.trust_domain),
             ledger=Ledger(clock, lambda: [c.proxy for c in pipeline.connections]),
             registrar=Registrar(
-                world, api, clock, options.pod, options.namespace, options.entry_grace_s
+                world,
+                api,
+                clock,
+                self.metrics,
+                options.pod,
+                options.namespace,
+                options.entry_grace_s,
             ),
             api=api,
         )
@@ -273,9 +279,9 @@ class ControlPlane:
             options.streams_max,
         )
         by_token, by_certificate = (credentials(serving.current, need) for need in (False, True))
-        server.listen("grpc", _all(options.grpc))
-        server.listen("secure-grpc", _all(options.secure_grpc), by_token)
-        server.listen("mtls-grpc", _all(options.mtls_grpc), by_certificate)
+        server.listen("grpc", every_address(options.grpc))
+        server.listen("secure-grpc", every_address(options.secure_grpc), by_token)
+        server.listen("mtls-grpc", every_address(options.mtls_grpc), by_certificate)
         webhooks = Webhooks(
             parts.world, lambda: parts.settings.injection, metrics, clock, lambda: self.ready
         )
@@ -453,11 +459,6 @@ def _publish_everywhere(tasks: Tasks, source: KubeSource, publisher: RootPublish
 
     source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
     tasks.spawn(f"publish {publisher.name}", publish, restart=True)
-
-
-def _all(address: str) -> str:
-    """gRPC wants a host: all addresses when there is none."""
-    return f"[::]{address}" if address.startswith(":") else address
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

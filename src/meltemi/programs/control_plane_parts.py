@@ -73,3 +73,8 @@ class Parts:
     registrar: Registrar
     api: KubeApi | None = None
     discovery: DiscoveryServer | None = None
+
+
+def every_address(address: str) -> str:
+    """gRPC wants a host: all addresses when there is none."""
+    return f"[::]{address}" if address.startswith(":") else address
