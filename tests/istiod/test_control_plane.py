@@ -96,6 +96,12 @@ async def test_endpoints_reach_a_proxy_and_nothing_else_is_sent(kube: KubeServer
         assert b"10.0.0.2" in update.resources[0].resource.value
         assert b"10.0.0.1" not in update.resources[0].resource.value
         client.call.cancel()
+        # What the metrics say of it.
+        assert plane.metrics.value("pilot_eds_no_instances") == 0
+        await kube.remove(SLICES, "shop", "echo-1")
+        await until(lambda: plane.metrics.value("pilot_eds_no_instances") == 1)
+        assert plane.metrics.value("pilot_debounce_time_sum") < 60, "not since the machine's start"
+        assert b"_created" not in plane.metrics.exposition()
 
 
 async def test_last_known_configuration_outlives_the_api_server(kube: KubeServer) -> None:

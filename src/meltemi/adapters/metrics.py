@@ -6,14 +6,26 @@ In: counts and durations from the other adapters. Out: ``exposition()``. Istio's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from meltemi.envoy import PatchRecord
+from meltemi.model.service import Endpoint, Health, Resolution, Service
+from meltemi.registry.index import EndpointIndex
+
+# Istio has no such metrics, and nothing reads them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.01, 0.1, 0.5, 1, 3, 5, 10, 20, 30)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -99,7 +111,8 @@ class Metrics:
         self.inbound_updates = counter("pilot_inbound_updates", "Changes heard of", ("type",))
         self.services = gauge("pilot_services", "Services known")
         self.virtual_services = gauge("pilot_virt_services", "VirtualServices known")
-        self.no_instances = gauge("pilot_eds_no_instances", "Clusters without endpoints")
+        self.no_instances = gauge("pilot_eds_no_instances", "Services without endpoints")
+        self.not_ready = gauge("pilot_endpoint_not_ready", "Endpoints that are not ready")
         self.rejected_configs = gauge(
             "pilot_total_rejected_configs", "Objects that are not used because they are wrong"
         )
@@ -203,6 +216,23 @@ class Metrics:
         )
         self.webhook_patch_failures = counter(
             "webhook_patch_failures_total", "Failed patches", ("name", "reason")
+        )
+
+    def follow(self, services: Callable[[], Iterable[Service]], endpoints: EndpointIndex) -> None:
+        """Count endpoints whenever somebody asks: they change too often to be counted at each change."""
+
+        def all_endpoints() -> Iterable[tuple[Endpoint, ...]]:
+            return (
+                endpoints.endpoints(service.hostname, service.namespace)
+                for service in services()
+                if service.resolution is Resolution.CLIENT_SIDE_LB
+            )
+
+        self.no_instances.set_function(lambda: sum(not found for found in all_endpoints()))
+        self.not_ready.set_function(
+            lambda: sum(
+                one.health is Health.UNHEALTHY for found in all_endpoints() for one in found
+            )
         )
 
     def set_envoy_filters(self, records: Iterable[PatchRecord]) -> None:

@@ -164,6 +164,9 @@ class Pipeline:
         self.views: dict[ProxyClass, ClassView] = {}
         self._clock = clock
         self._metrics = metrics
+        metrics.follow(
+            lambda: self.context.services if self.context else (), world.registry.endpoints
+        )
         self._debounce = Debounce(debounce_after_s, debounce_max_s)
         self._after_s = debounce_after_s if debounce_endpoints else 0.0
         self._endpoint_changes: set[ServiceKey] = set()
@@ -185,7 +188,8 @@ class Pipeline:
     def start(self) -> None:
         """All sources have been read once: build the first snapshot."""
         self.started = True
-        self._note(PushRequest(full=True, reasons=frozenset({"start"})), at_once=True)
+        now = self._clock.monotonic()
+        self._note(PushRequest(full=True, reasons=frozenset({"start"}), since_s=now), at_once=True)
 
     def changed(self, change: Change) -> None:
         """The world's listener."""
