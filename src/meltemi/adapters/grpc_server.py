@@ -19,10 +19,11 @@ log = structlog.get_logger("ads")
 RECEIVE_MAX = 4 * 1024 * 1024  # ISTIO_GPRC_MAXRECVMSGSIZE
 STREAMS_MAX = 100_000  # ISTIO_GPRC_MAXSTREAMS
 KEEPALIVE_MS = 30_000
+HANDSHAKE_S = 20.0
 OPTIONS = (
     ("grpc.max_send_message_length", -1),
-    # Who does not finish the TLS handshake, or sends endless headers, is cut off.
-    ("grpc.server_handshake_timeout_ms", 20_000),
+    # Who sends endless headers is cut off, as is who calls nothing; streams are calls, so proxies stay.
+    ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_metadata_size", 64 * 1024),
     ("grpc.absolute_max_metadata_size", 80 * 1024),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -76,9 +77,13 @@ class GrpcServer:
         handlers: Sequence[grpc.GenericRpcHandler],
         receive_max: int = RECEIVE_MAX,
         streams_max: int = STREAMS_MAX,
+        handshake_s: float = HANDSHAKE_S,
     ) -> None:
-        """``receive_max`` bounds a message in bytes, ``streams_max`` the calls at once on one connection."""
+        """``receive_max`` bounds a message in bytes, ``streams_max`` the calls at once on one connection, ``handshake_s`` the time
+        until TLS and HTTP/2 are there.
+        """
         limits = (
+            ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)),
             ("grpc.max_receive_message_length", receive_max),
             ("grpc.max_concurrent_streams", streams_max),
         )

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from meltemi.adapters.grpc_server import PortTaken, Serving
+from meltemi.adapters.grpc_server import Serving
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import World
 from meltemi.config.admission import validate_review
@@ -171,33 +171,3 @@ def show(context: ssl.SSLContext, serving: Serving) -> None:
         file.write(serving.chain + b"\n" + serving.key)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
-
-
-class HttpPorts:
-    """HTTP servers of this process, closed together."""
-
-    def __init__(self) -> None:
-        self._runners: list[web.AppRunner] = []
-        self.ports: dict[str, int] = {}
-
-    async def listen(
-        self, name: str, app: web.Application, address: str, tls: ssl.SSLContext | None = None
-    ) -> int:
-        """Serve; returns the port. Raises PortTaken."""
-        host, _, port = address.rpartition(":")
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.TCPSite(runner, host.strip("[]") or None, int(port or 0), ssl_context=tls)
-        try:
-            await site.start()
-        except OSError as error:
-            await runner.cleanup()
-            raise PortTaken(f"{name}: {address} cannot be bound: {error.strerror}") from error
-        self._runners.append(runner)
-        self.ports[name] = runner.addresses[0][1]
-        return self.ports[name]
-
-    async def close(self) -> None:
-        """Stop all servers."""
-        for runner in self._runners:
-            await runner.cleanup()

@@ -30,6 +30,7 @@ from meltemi.adapters.debug_pages import DebugPages
 from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
 from meltemi.adapters.file_source import FileSource
 from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
+from meltemi.adapters.http_ports import HttpPorts
 from meltemi.adapters.ingress_status import ingress_statuses
 from meltemi.adapters.issuer_discovery import REFRESH_S, IssuerDiscovery
 from meltemi.adapters.kube_api import KubeApi, KubeError, collection
@@ -45,7 +46,7 @@ from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.registrar import Registrar
 from meltemi.adapters.secret_access import SecretAccess
 from meltemi.adapters.status_loop import StatusLoop
-from meltemi.adapters.webhook_https import HttpPorts, Webhooks, server_context, show
+from meltemi.adapters.webhook_https import Webhooks, server_context, show
 from meltemi.adapters.world import Change, World
 from meltemi.ca import rotation, secrets
 from meltemi.kit import logs

@@ -11,11 +11,11 @@ from meltemi.adapters.ca_store import AuthorityStore
 from meltemi.adapters.debug_pages import DebugPages, NoSuchPage
 from meltemi.adapters.discovery_connections import Connection
 from meltemi.adapters.discovery_grpc import DiscoveryServer
+from meltemi.adapters.http_ports import HttpPorts
 from meltemi.adapters.kube_api import KubeApi
 from meltemi.adapters.mesh_settings import MeshSettings
 from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.registrar import Registrar
-from meltemi.adapters.webhook_https import HttpPorts
 from meltemi.adapters.world import World
 from meltemi.discovery.protocol import Rejected, Snapshot
 from meltemi.model.names import HEALTH_TYPE
