@@ -298,6 +298,19 @@ def test_a_new_root_is_trusted_at_once(container: Container, control_plane: Cont
     eventually(lambda: control_plane.requests == 2, "new certificate")
 
 
+def test_roots_of_the_proxys_own_are_trusted_too(
+    container: Container, control_plane: ControlPlane
+) -> None:
+    """Behind the mesh's, and still there when those change."""
+    own, new = Authority().pem, Authority().pem
+    container.config["caCertificatesPem"] = [own]
+    container.start_ready()
+    assert control_plane.authority.pem in container.roots() and own in container.roots()
+    container.root.write_text(new + control_plane.authority.pem)
+    eventually(lambda: new in container.roots(), "new root")
+    assert own in container.roots()
+
+
 def test_a_certificate_for_someone_else_is_refused(
     container: Container, control_plane: ControlPlane
 ) -> None:

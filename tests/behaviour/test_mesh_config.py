@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from behaviour_rules import OUTLIER, eventually
-from meltemi.testing.client import Client
+from meltemi.testing.client import Client, TlsOptions
 from meltemi.testing.mesh import Mesh
+from meltemi.testing.response import NoAnswer
+from pki import Authority
 
 pytestmark = pytest.mark.envoy
 
@@ -430,6 +432,41 @@ def test_members_of_further_trust_domains_may_connect(shop: Mesh) -> None:
     accepted = json.dumps(shop.config("details-v1"))
     assert "spiffe://far.example/" in accepted
     assert "spiffe://cluster.local/" in accepted
+
+
+@pytest.mark.covers("MeshConfig.caCertificates.pem", "MeshConfig.defaultConfig.caCertificatesPem")
+def test_further_roots_are_trusted(shop: Mesh, authority: Authority) -> None:
+    """By every workload, for the mesh's own trust domain; a root for others alone would speak for this mesh, too."""
+    member = "spiffe://cluster.local/ns/default/sa/machine"
+    chain, key = (part.decode() for part in authority.issue(member))
+    shop.apply("""
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
+""")
+    pod = next(proxy for proxy in shop.objects.proxies if proxy.workload == "details-v1")
+    tls = TlsOptions(cert=(chain, key), alpn=("istio-http/1.1", "istio"))
+
+    def identity() -> str | None:
+        try:
+            url = f"https://{pod.address}:9080/"
+            return shop.outside.get(url, host="details", tls=tls).peer_identity
+        except NoAnswer:
+            return None
+
+    def trust(domains: str) -> None:
+        root = json.dumps(authority.root.decode())
+        shop.apply(mesh_config=f"caCertificates: [{{pem: {root}, trustDomains: {domains}}}]")
+
+    assert identity() is None
+    trust("[]")
+    assert identity() == member
+    trust("[far.example]")
+    assert identity() is None
+    pem = json.dumps(authority.root.decode())
+    shop.apply(mesh_config=f"defaultConfig: {{caCertificatesPem: [{pem}]}}")
+    assert identity() == member
 
 
 # --- names in statistics, and clusters of Kubernetes ----------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography import x509
 from grpc import aio
 
 from istiod.kube_server import KubeServer, started_cluster
@@ -25,6 +26,7 @@ from meltemi.adapters.kube_connection import Connection
 from meltemi.discovery.protocol import Mode
 from meltemi.model.names import CDS_TYPE, EDS_TYPE
 from meltemi.programs.control_plane import ControlPlane
+from pki import make_authority
 
 VS = "/apis/networking.istio.io/v1/virtualservices"
 SE = "/apis/networking.istio.io/v1/serviceentries"
@@ -254,6 +256,28 @@ async def test_a_deleted_root_secret_is_written_again(kube: KubeServer) -> None:
         await kube.remove(path, *where)
         await until(lambda: where in kube.objects[path])
         assert kube.objects[path][where]["data"] == before
+
+
+async def test_further_roots_of_the_mesh_are_published(kube: KubeServer) -> None:
+    """Behind the mesh's own, as soon as the configuration has them, and no longer than it has them."""
+    config = {"metadata": {"name": "istio", "namespace": "istio-system"}}
+    maps = kube.objects["/api/v1/configmaps"]
+    other = make_authority("other").root.decode()
+
+    def roots() -> list[Any]:
+        text = maps.get(("shop", "istio-ca-root-cert"), {}).get("data", {}).get("root-cert.pem", "")
+        return x509.load_pem_x509_certificates(text.encode()) if text else []
+
+    await kube.put("/api/v1/namespaces", {"metadata": {"name": "shop"}})
+    async with running(LOCAL, Connection(kube.url)):
+        await until(lambda: len(roots()) == 1)
+        (own,) = roots()
+        mesh = json.dumps({"caCertificates": [{"pem": other}]})
+        await kube.put("/api/v1/configmaps", {**config, "data": {"mesh": mesh}})
+        await until(lambda: len(roots()) == 2)
+        assert roots() == [own, *x509.load_pem_x509_certificates(other.encode())]
+        await kube.put("/api/v1/configmaps", {**config, "data": {"mesh": "{}"}})
+        await until(lambda: roots() == [own])
 
 
 async def test_every_debug_page_answers(kube: KubeServer) -> None:

@@ -297,9 +297,18 @@ class AgentRuntime:
             write_atomically(self._config_dir / secrets.XDS_TOKEN_FILE, text)
             self._token = token
 
+    def _published_roots(self) -> str:
+        """The mesh's roots, and behind them those that the proxy's own configuration adds; "" without the mesh's."""
+        root = read_text(Path(self._settings.root_file))
+        extra = self._settings.config.raw.get("caCertificatesPem")
+        if not root or not isinstance(extra, list):
+            return root
+        # The mesh's text stays as it is: a line in front of its roots may ask for a renewal.
+        return f"{root.rstrip()}\n{''.join(split_pem(' '.join(map(str, extra))))}"
+
     def _read_roots(self, kept: Credentials | None) -> None:
         """Start with the mesh's roots, or from those that an earlier run left: they may be from before a change."""
-        self._mesh_root = read_text(Path(self._settings.root_file))
+        self._mesh_root = self._published_roots()
         self._mesh_crl = read_text(Path(self._settings.crl_file))
         if kept:
             self._mesh_crl = kept.crl
@@ -312,7 +321,7 @@ class AgentRuntime:
 
         New roots are a reason to get a certificate under them.
         """
-        root = read_text(Path(self._settings.root_file))
+        root = self._published_roots()
         crl = read_text(Path(self._settings.crl_file))
         new_root, new_crl = bool(root) and root != self._mesh_root, crl != self._mesh_crl
         if not (new_root or new_crl):

@@ -180,9 +180,10 @@ _LIMITS = (
         "use tlsDefaults.ecdhCurves for other TLS",
     ),
     _other(
-        "MeshConfig.caCertificates.pem",
-        "is used as the root of what the Kubernetes signers in certSigners issue, and not otherwise",
-        "add roots to the Secret cacerts to have all proxies trust them",
+        "MeshConfig.caCertificates.trustDomains",
+        "has members of these trust domains accepted; the root itself is only trusted by proxies where it speaks for the mesh's "
+        "own trust domains, because they keep one set of roots for all",
+        "add the other mesh's root to the Secret cacerts",
     ),
     _other(
         "MeshConfig.defaultConfig.extraStatTags",
@@ -221,11 +222,6 @@ _LIMITS = (
             *(
                 (name, "has no effect", "have the proxies' metrics collected by Prometheus")
                 for name in ("envoyMetricsService", "envoyMetricsServiceAddress")
-            ),
-            (
-                "caCertificatesPem",
-                "has no effect: proxies trust the roots that istiod gives them",
-                "add roots to the Secret cacerts",
             ),
             (
                 "privateKeyProvider",

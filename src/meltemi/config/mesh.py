@@ -78,6 +78,10 @@ def _check(mesh: MeshConfig, report: Report) -> None:
     if tls is not None and mesh.outbound_traffic_policy.mode != "ALLOW_ANY_DYNAMIC_DNS":
         text = "has no effect but in mode ALLOW_ANY_DYNAMIC_DNS"
         report.warn("outboundTrafficPolicy.tls", text, "set the mode, or remove it")
+    for index, entry in enumerate(mesh.ca_certificates):
+        if entry.pem and "-----BEGIN CERTIFICATE-----" not in entry.pem:
+            where = f"caCertificates[{index}].pem"
+            report.warn(where, "holds no certificate", "write one in PEM")
     locality(mesh.locality_lb_setting, "localityLbSetting", report)
     zone_aware(mesh.zone_aware_lb_setting, "zoneAwareLbSetting", report)
     for name, names in (

@@ -49,6 +49,7 @@ from meltemi.adapters.status_loop import StatusLoop
 from meltemi.adapters.webhook_https import Webhooks, server_context, show
 from meltemi.adapters.world import Change, World
 from meltemi.ca import rotation, secrets
+from meltemi.ca.extra_roots import with_extra_roots
 from meltemi.kit import logs
 from meltemi.kit.backoff import Backoff
 from meltemi.kit.clock import SystemClock
@@ -130,7 +131,7 @@ class ControlPlane:
             lease = f"istio-status-leader{self.options.suffix}"
             leader = Leader(api, self.clock, self.options.namespace, lease, self.options.pod)
             parts.registrar.leader = leader
-            publisher = self._publish(tasks, api, source, parts.store)
+            publisher = self._publish(tasks, api, source, parts.store, parts.world)
             self._rotate(tasks, api, publisher, leader, parts)
             self._write_status(tasks, api, source, parts, leader)
             tasks.spawn("leader", leader.run, restart=True)
@@ -327,7 +328,7 @@ class ControlPlane:
                 log.warning("still waiting for the API server", collections=source.waiting()[:5])
 
     def _publish(
-        self, tasks: Tasks, api: KubeApi, source: KubeSource, store: AuthorityStore
+        self, tasks: Tasks, api: KubeApi, source: KubeSource, store: AuthorityStore, world: World
     ) -> RootPublisher:
         """Tell the cluster which root to trust."""
 
@@ -335,7 +336,8 @@ class ControlPlane:
             held = store.current()
             return held.roots if held else ""
 
-        publisher = RootPublisher(api, store.published)
+        publisher = RootPublisher(api, lambda: with_extra_roots(store.published(), world.mesh))
+        world.watchers.append(lambda change: publisher.all_changed() if change.everything else None)
         revoked = RootPublisher(api, store.revoked, secrets.CRL_CONFIG_MAP)
         for each in (publisher, revoked):
             _publish_everywhere(tasks, source, each)

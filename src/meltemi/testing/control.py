@@ -197,12 +197,12 @@ class RigPipeline(Pipeline):
             lambda: {EPOCH: _epoch_routes(epoch)},
         )
         if connection.identity is not None:
-            spiffe = connection.identity.spiffe
+            spiffe, mesh = connection.identity.spiffe, self.world.mesh
             types[SDS_TYPE] = self._with(
                 connection,
                 made.types[SDS_TYPE],
-                (SDS_TYPE, 0),
-                lambda: self._identities.workload(spiffe),
+                (SDS_TYPE, hash((mesh.ca_certificates, mesh.default_config.ca_certificates_pem))),
+                lambda: self._identities.workload(spiffe, mesh, _own_roots(connection.proxy)),
             )
         return Snapshot(made.version, types)
 
@@ -231,6 +231,13 @@ class RigPipeline(Pipeline):
             known = (mapping, key[1], {**mapping, **more()})
             self._extended[connection.id, key[0]] = known
         return known[2]
+
+
+def _own_roots(proxy: Proxy) -> tuple[str, ...]:
+    """What the agent would add to the mesh's roots, by the proxy's own settings."""
+    settings = proxy.metadata.get("PROXY_CONFIG")
+    found = settings.get("caCertificatesPem") if isinstance(settings, Mapping) else None
+    return tuple(str(text) for text in found) if isinstance(found, list | tuple) else ()
 
 
 def _epoch_routes(epoch: int) -> Resource:

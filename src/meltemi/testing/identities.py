@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 
 from meltemi.ca.authority import Authority, issue_server, key_pem, self_signed
+from meltemi.ca.extra_roots import with_extra_roots
+from meltemi.ca.secrets import ROOT_KEY
+from meltemi.model.mesh import MeshConfig
 from meltemi.model.names import SDS_DEFAULT, SDS_ROOTCA
 from meltemi.model.resource import Resource, resource_of
 
@@ -31,12 +34,15 @@ class Identities:
         self._folder = folder
         self.mesh = _authority("meltemi.testing mesh")
         self.outside = _authority("meltemi.testing outside")
-        self._workloads: dict[str, dict[str, Resource]] = {}
+        self._workloads: dict[tuple[str, str], dict[str, Resource]] = {}
         self._contexts: dict[tuple[str, tuple[str, ...]], ssl.SSLContext] = {}
 
-    def workload(self, spiffe: str) -> dict[str, Resource]:
-        """The secrets ``default`` and ``ROOTCA`` of a proxy with this SPIFFE id."""
-        known = self._workloads.get(spiffe)
+    def workload(
+        self, spiffe: str, mesh: MeshConfig, extra: tuple[str, ...] = ()
+    ) -> dict[str, Resource]:
+        """The secrets ``default`` and ``ROOTCA`` of a proxy with this SPIFFE id; ``extra``: roots that its own settings add."""
+        trusted = with_extra_roots({ROOT_KEY: self.mesh.roots}, mesh, extra) or {}
+        known = self._workloads.get((spiffe, trusted[ROOT_KEY]))
         if known is None:
             key = ec.generate_private_key(ec.SECP256R1())
             own = secret_pb2.Secret(name=SDS_DEFAULT)
@@ -44,12 +50,12 @@ class Identities:
             own.tls_certificate.certificate_chain.inline_string = chain
             own.tls_certificate.private_key.inline_string = key_pem(key)
             roots = secret_pb2.Secret(name=SDS_ROOTCA)
-            roots.validation_context.trusted_ca.inline_string = self.mesh.roots
+            roots.validation_context.trusted_ca.inline_string = trusted[ROOT_KEY]
             known = {
                 secret.name: resource_of(secret.name, secret.SerializeToString())
                 for secret in (own, roots)
             }
-            self._workloads[spiffe] = known
+            self._workloads[spiffe, trusted[ROOT_KEY]] = known
         return known
 
     def pair(self, *names: str) -> tuple[str, str, str]:
