@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -36,6 +37,7 @@ ENTRIES = f"{API}/workloadentries"
 NAME = "vm-127.0.0.1"
 GRACE_S = 0.5
 OPTIONS = replace(LOCAL, pod="istiod-1", entry_grace_s=GRACE_S)
+PROBED = {"readinessProbe": {"tcpSocket": {"port": 1}}}
 GROUP = {
     "metadata": {
         "labels": {"app": "vm", "tier": "old"},
@@ -225,7 +227,7 @@ async def test_another_istiod_takes_a_machine_over(kube: KubeServer) -> None:
 
 
 async def test_an_entry_of_an_istiod_that_is_gone_goes_too(kube: KubeServer) -> None:
-    """Its machine and its istiod went at once, so nobody wrote that it left."""
+    """Its machine and its istiod went at once, so nobody wrote that it left; or this is that istiod, started anew."""
     await group(kube)
     for name in ("istiod-1", "istiod-alive"):
         pod = {
@@ -233,7 +235,8 @@ async def test_an_entry_of_an_istiod_that_is_gone_goes_too(kube: KubeServer) -> 
             "status": {"podIP": f"10.0.0.{len(name)}"},
         }
         await kube.put("/api/v1/pods", pod)
-    for name, controller in (("lost", "istiod-dead"), ("kept", "istiod-alive")):
+    entries = {"lost": "istiod-dead", "kept": "istiod-alive", "forgotten": "istiod-1"}
+    for name, controller in entries.items():
         told = {
             "istio.io/autoRegistrationGroup": "vm",
             "istio.io/workloadController": controller,
@@ -242,7 +245,7 @@ async def test_an_entry_of_an_istiod_that_is_gone_goes_too(kube: KubeServer) -> 
         meta = {"name": name, "namespace": "shop", "annotations": told}
         await kube.put(ENTRIES, {"metadata": meta, "spec": {"address": "10.1.1.1"}})
     async with running(replace(OPTIONS, entry_grace_s=0.05), Connection(kube.url)):
-        await until(lambda: not entry(kube, "lost"))
+        await until(lambda: not entry(kube, "lost") and not entry(kube, "forgotten"))
         assert entry(kube, "kept")
 
 
@@ -331,6 +334,29 @@ async def test_a_machine_must_prove_itself(kube: KubeServer) -> None:
         code, text = await client.status()
         assert code is grpc.StatusCode.PERMISSION_DENIED
         assert "must prove who it is" in text
+
+
+async def test_a_write_that_fails_is_tried_again(kube: KubeServer) -> None:
+    """Registration and health; and a condition that another writer drops comes back."""
+    await group(kube)
+    refused: list[str] = []
+
+    def refuse(request: web.Request) -> web.Response | None:
+        writes = "workloadentries" in request.path and request.method in ("POST", "PATCH")
+        if writes and refused.count(request.method) < 2:
+            refused.append(request.method)
+            return web.json_response({"message": "not now"}, status=500)
+        return None
+
+    kube.refuse = refuse
+    async with running(OPTIONS, Connection(kube.url)) as plane, secure(kube, plane) as channel:
+        client = await connect(channel, node(PROXY_CONFIG=PROBED))
+        await until(lambda: entry(kube))
+        await say(client)
+        await until(lambda: health(kube) == ("True", ""))
+        assert refused == ["POST", "POST", "PATCH", "PATCH"]
+        await kube.put(ENTRIES, {**entry(kube), "status": {"conditions": []}})
+        await until(lambda: health(kube) == ("True", ""))
 
 
 async def test_somebody_elses_entry_is_left_alone(kube: KubeServer) -> None:
@@ -450,8 +476,7 @@ async def test_traffic_reaches_a_machine_while_it_is_healthy(
                     await asyncio.sleep(0.02)
 
         await refused()
-        probed = {"readinessProbe": {"tcpSocket": {"port": 1}}}
-        machine = await connect(channel, node(PROXY_CONFIG=probed))
+        machine = await connect(channel, node(PROXY_CONFIG=PROBED))
         await until(lambda: annotations(kube).get("proxy.istio.io/health-checks-enabled") == "true")
         assert health(kube) is None
         assert (await ask(session, gateway))[0] == 503, "nobody has said that it is healthy"
