@@ -399,6 +399,15 @@ def test_eviction_respects_budgets(api: ApiProcess, namespace: str) -> None:
     assert gone.status == 201
 
 
+def test_who_creates_what_nothing_acts_on_is_told(api: ApiProcess, namespace: str) -> None:
+    path = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies"
+    policy = {"metadata": {"name": "deny"}, "spec": {"podSelector": {}}}
+    made = api.post(path, policy)
+    assert made.status == 201
+    assert "keeps this NetworkPolicy, but no traffic is refused by it" in made.headers["Warning"]
+    assert "Warning" not in api.post(_configmaps(namespace), _configmap("a")).headers
+
+
 def test_an_unknown_subresource_answers_as_kubectl_debug_expects(
     api: ApiProcess, namespace: str
 ) -> None:

@@ -20,6 +20,7 @@ from localkube.apiserver.admission_contract import Operation
 from localkube.apiserver.context import Server, WriteOptions
 from localkube.apiserver.errors import ApiError, FieldError
 from localkube.apiserver.ipalloc import ServiceAllocator
+from localkube.apiserver.kept_only import kept_only_warning
 from localkube.apiserver.resources import Resource
 from localkube.apiserver.store import (
     AlreadyExistsError,
@@ -68,6 +69,8 @@ class ObjectWriter:
                 "Required value: name or generateName is required",
             )
             raise errors.invalid(resource.kind, "", [cause], resource.group)
+        if warning := kept_only_warning(resource.storage, resource.kind):
+            options.warnings.append(warning)
         generated = not obj["metadata"].get("name")
         for attempt in range(_ATTEMPTS):
             copy = obj if attempt == 0 and not generated else _copy(obj)
