@@ -194,6 +194,15 @@ def test_undo_reuses_the_old_set_as_a_new_revision() -> None:
     assert world.deployment["metadata"]["annotations"][REVISION] == "3"
 
 
+def test_a_list_that_became_empty_is_no_new_template() -> None:
+    """As when a strategic merge patch deletes the last environment variable."""
+    world = World(replicas=2)
+    world.run()
+    world.deployment["spec"]["template"]["spec"]["containers"][0]["env"] = []
+    world.run()
+    assert len(world.sets) == 1
+
+
 def test_scaling_changes_the_one_active_set() -> None:
     world = World(replicas=2)
     world.run()

@@ -100,8 +100,17 @@ def _bare_template(template: Object) -> Object:
     return {
         "labels": labels,
         "annotations": meta.get("annotations") or {},
-        "spec": bare.get("spec"),
+        "spec": _without_empty_lists(bare.get("spec")),
     }
+
+
+def _without_empty_lists(value: Any) -> Any:
+    """`env: []` says no more than no env: whoever takes the last entry away changes nothing else."""
+    if isinstance(value, dict):
+        return {k: _without_empty_lists(v) for k, v in value.items() if v != []}
+    if isinstance(value, list):
+        return [_without_empty_lists(v) for v in value]
+    return value
 
 
 def _age(rs: Object) -> tuple[str, str]:
