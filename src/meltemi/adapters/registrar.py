@@ -32,6 +32,7 @@ log = structlog.get_logger("registration")
 GRACE_S = 10.0
 SWEEP_GRACES = 10  # every so many grace periods all entries are looked at
 MESSAGE_MAX = 1024
+HEALTH_PAUSE_S = 0.2  # an entry's health is written no more often, however often it is told
 
 
 class Leading(Protocol):
@@ -85,6 +86,7 @@ class Registrar:
         self._left: set[Key] = set()
         self._reports: dict[Key, Report] = {}
         self._unsaid: set[Key] = set()
+        self._written: dict[Key, float] = {}
         self._due: dict[Key, float] = {}
         self._wake = asyncio.Event()
         self._backoff = Backoff(0.2, 10.0)
@@ -126,6 +128,7 @@ class Registrar:
         if report is not None and report.stream == connection.id:
             # Another istiod may hear more of it.
             del self._reports[key]
+            self._written.pop(key, None)
         machine = self._machines.get(key)
         if machine is not None:
             machine.streams.discard(connection.id)
@@ -221,7 +224,10 @@ class Registrar:
         report = self._reports.get(key)
         if report is not None and entry is not None:
             known = entry.status.healthy is (report.problem is None)
+            earliest = self._written.get(key, 0.0) + HEALTH_PAUSE_S
             if key in self._unsaid or not known:
+                if self._clock.now() < earliest:
+                    return earliest
                 await self._write_health(key, report)
         return again
 
@@ -337,6 +343,7 @@ class Registrar:
         if found is None:
             return
         self._unsaid.discard(key)
+        self._written[key] = self._clock.now()
         before = (found.get("status") or {}).get("conditions") or ()
         text = (report.problem or "")[:MESSAGE_MAX]
         fresh = registration.conditions_with_health(
