@@ -63,7 +63,8 @@ def test_a_wrong_mesh_falls_back_and_says_why() -> None:
 def test_what_this_mesh_does_not_do_is_said_at_its_place() -> None:
     """The rest of the configuration holds; built-in providers move nothing and are not complained about."""
     text = """
-ca: {address: ca.example}
+hboneIdleTimeout: 5s
+ca: {address: ca.example, tlsSettings: {mode: SIMPLE, credentialName: x}}
 defaultConfig:
   tracingServiceName: CANONICAL_NAME_ONLY
   tracing: {lightstep: {address: a:1, accessToken: x}, sampling: 5}
@@ -75,10 +76,13 @@ extensionProviders:
 """
     mesh, findings = parse_mesh_config(text, "istio.mesh")
     assert mesh.ca is not None
-    assert {(f.origin.path, f.code, f.level) for f in findings} == {
+    late = [f for f in findings if f.level is Level.INFO]
+    assert [(f.origin.path, f.code) for f in late] == [("ca.address", "MLT0012")]
+    assert {(f.origin.path, f.code, f.level) for f in findings if f not in late} == {
         (path, "MLT0011", Level.WARNING)
         for path in (
-            "ca",
+            "hboneIdleTimeout",
+            "ca.tlsSettings.credentialName",
             "defaultConfig.tracingServiceName",
             "defaultConfig.tracing.lightstep",
             "extensionProviders[1].lightstep",

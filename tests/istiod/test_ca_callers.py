@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
+import grpc
 import jwt
 import pytest
 from aiohttp import web
@@ -24,8 +26,10 @@ from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
 from meltemi.ca import authority, secrets
 from meltemi.ca.identity import Identity, NotAuthenticated
+from meltemi.config.mesh import parse_mesh_config
 from meltemi.kit.clock import ManualClock
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
+from pki import make_authority
 
 CLOCK = ManualClock()
 TRUST = "cluster.local"
@@ -152,6 +156,7 @@ def beside(namespace: str, pod: str) -> frozenset[tuple[str, str]]:
 
 @asynccontextmanager
 async def serving(metrics: Metrics, **more: Any) -> AsyncIterator[str]:
+    tls = more.pop("tls", None)
     signer = CertificateServer(
         more.pop("current", lambda: ROOT),
         Authenticator(Tokens(), lambda: [TRUST]),
@@ -162,7 +167,7 @@ async def serving(metrics: Metrics, **more: Any) -> AsyncIterator[str]:
         **more,
     )
     server = GrpcServer([signer.handlers()])
-    port = server.listen("plain", "127.0.0.1:0")
+    port = server.listen("signer", "127.0.0.1:0", tls)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -306,6 +311,37 @@ async def test_an_external_authority_signs_for_the_identity_that_was_proven(tmp_
                 await create(near, "pod")
             assert caught.value.code().name == "UNAVAILABLE"
         await external.close()
+
+
+@pytest.mark.covers(
+    "MeshConfig.ca.requestTimeout", "MeshConfig.ca.istiodSide", "MeshConfig.ca.tlsSettings"
+)
+async def test_the_mesh_may_name_an_external_authority(tmp_path: Path) -> None:
+    """Over TLS with the files that it names: the right authority's root verifies the server, and another's does not."""
+    (tmp_path / "token").write_text("node")
+    own = make_authority("far")
+    chain, key = own.issue("ca.example.com")
+    (tmp_path / "good.pem").write_bytes(own.root)
+    (tmp_path / "bad.pem").write_bytes(make_authority("stranger").root)
+
+    def asked(root: str) -> ExternalAuthority:
+        settings, findings = parse_mesh_config(
+            f"ca: {{address: '127.0.0.1:{port}', istiodSide: true, requestTimeout: 5s, tlsSettings: "
+            f"{{mode: SIMPLE, caCertificates: {tmp_path / root}, subjectAltNames: [ca.example.com]}}}}"
+        )
+        assert [finding.code for finding in findings] == ["MLT0012"]
+        assert settings.ca is not None
+        return ExternalAuthority.of_mesh(settings.ca, str(tmp_path / "token"))
+
+    tls = grpc.ssl_server_credentials([(key, chain)])
+    async with serving(Metrics(), tls=tls) as far:
+        port = far.rpartition(":")[2]
+        good, bad = asked("good.pem"), asked("bad.pem")
+        assert len(await good.sign(csr_of(KEY), CART, 600)) == 2
+        with pytest.raises(ExternalRefused, match="UNAVAILABLE"):
+            await bad.sign(csr_of(KEY), CART, 600)
+        await good.close()
+        await bad.close()
 
 
 async def test_what_an_external_authority_signs_is_checked() -> None:

@@ -15,6 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from grpc import aio
 
+from meltemi.model.destination_rule import ClientTLSSettings
+from meltemi.model.mesh import CA
 from meltemi.protos import CREATE_CERTIFICATE, ca_pb2
 
 DEADLINE_S = 10.0
@@ -42,12 +44,29 @@ class ExternalRefused(Exception):
 class ExternalAuthority:
     """A channel to the other authority."""
 
-    def __init__(self, address: str, root_file: str = "", token_file: str = "") -> None:
-        """``root_file`` verifies its server certificate; without one the connection is plaintext."""
+    def __init__(
+        self,
+        address: str,
+        root_file: str = "",
+        token_file: str = "",
+        tls: ClientTLSSettings | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        """``root_file`` verifies its server certificate; without one, and without ``tls``, the connection is plaintext."""
         self.address = address
-        self._root_file = root_file
+        if tls is None and root_file:
+            tls = ClientTLSSettings(mode="SIMPLE", ca_certificates=root_file)
+        self._tls = tls
         self._token_file = token_file
+        self._deadline_s = deadline_s
         self._channel: aio.Channel | None = None
+
+    @classmethod
+    def of_mesh(cls, settings: CA, token_file: str = "") -> ExternalAuthority:
+        """The one that ``ca`` of the mesh configuration names: over TLS, unless that says otherwise."""
+        tls = settings.tls_settings or ClientTLSSettings(mode="SIMPLE")
+        deadline_s = settings.request_timeout or DEADLINE_S
+        return cls(settings.address, token_file=token_file, tls=tls, deadline_s=deadline_s)
 
     async def sign(self, csr: str, identity: str, ttl_s: int, cert_signer: str = "") -> list[str]:
         """The chain, leaf first and root last. ``cert_signer`` is handed on. Raises ExternalRefused."""
@@ -61,7 +80,7 @@ class ExternalAuthority:
                 request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
                 response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
             )
-            answer = await call(request, timeout=DEADLINE_S, metadata=self._credentials())
+            answer = await call(request, timeout=self._deadline_s, metadata=self._credentials())
         except aio.AioRpcError as error:
             raise ExternalRefused(
                 f"the external authority at {self.address} answered {error.code().name}: {error.details()}"
@@ -79,12 +98,22 @@ class ExternalAuthority:
 
     def _connected(self) -> aio.Channel:
         if self._channel is None:
-            if self._root_file:
-                root = Path(self._root_file).read_bytes()
-                tls = grpc.ssl_channel_credentials(root)
-                self._channel = aio.secure_channel(self.address, tls)
-            else:
+            tls = self._tls
+            if tls is None or tls.mode == "DISABLE":
                 self._channel = aio.insecure_channel(self.address)
+            else:
+
+                def read(path: str) -> bytes | None:
+                    return Path(path).read_bytes() if path else None  # None: the system's roots
+
+                known = grpc.ssl_channel_credentials(
+                    read(tls.ca_certificates),
+                    read(tls.private_key),
+                    read(tls.client_certificate),
+                )
+                name = next(iter(tls.subject_alt_names), tls.sni)
+                options = [("grpc.ssl_target_name_override", name)] if name else []
+                self._channel = aio.secure_channel(self.address, known, options)
         return self._channel
 
     def _credentials(self) -> tuple[tuple[str, str], ...]:

@@ -163,11 +163,6 @@ _LIMITS = (
                 "write exportTo in the ServiceEntries, or set defaultServiceExportTo",
             ),
             (
-                "ca",
-                "has no effect",
-                "name the authority in istiod's environment variable MESH_EXTERNAL_CA_ADDR",
-            ),
-            (
                 "caCertificates.spiffeBundleUrl",
                 "has no effect: nothing is fetched from there",
                 "put the root into pem",
@@ -178,6 +173,11 @@ _LIMITS = (
         "MeshConfig.meshMTLS.ecdhCurves",
         "has no effect, as in Istio: proxies use Envoy's curves among themselves",
         "use tlsDefaults.ecdhCurves for other TLS",
+    ),
+    _other(
+        "MeshConfig.ca.address",
+        "is read when istiod starts, and gives way to its environment variable MESH_EXTERNAL_CA_ADDR",
+        "restart istiod after a change",
     ),
     _other(
         "MeshConfig.caCertificates.trustDomains",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from meltemi.config import checks
-from meltemi.config.limits import report_limits
+from meltemi.config.limits import UNSERVED, report_limits
 from meltemi.config.reader import Report, decode_spec
 from meltemi.config.shapes import record
 from meltemi.config.validate_destination_rule import (
@@ -78,6 +78,7 @@ def _check(mesh: MeshConfig, report: Report) -> None:
     if tls is not None and mesh.outbound_traffic_policy.mode != "ALLOW_ANY_DYNAMIC_DNS":
         text = "has no effect but in mode ALLOW_ANY_DYNAMIC_DNS"
         report.warn("outboundTrafficPolicy.tls", text, "set the mode, or remove it")
+    _check_authority(mesh, report)
     for index, entry in enumerate(mesh.ca_certificates):
         if entry.pem and "-----BEGIN CERTIFICATE-----" not in entry.pem:
             where = f"caCertificates[{index}].pem"
@@ -99,6 +100,28 @@ def _check(mesh: MeshConfig, report: Report) -> None:
         if all(getattr(provider, name) is None for name in type(provider).ONE_OF[0]):
             where = f"extensionProviders[{index}]"
             report.error(where, "names no provider", f"set one of {', '.join(kinds)}")
+
+
+def _check_authority(mesh: MeshConfig, report: Report) -> None:
+    """istiod itself speaks to an external authority, with files of its own container."""
+    if mesh.ca is None:
+        return
+    if not mesh.ca.address:
+        report.error("ca.address", "is required", "write the authority's host:port, or remove ca")
+    tls = mesh.ca.tls_settings
+    if tls is None:
+        return
+    for name, given in (
+        ("credentialName", tls.credential_name),
+        ("caCertCredentialName", tls.ca_cert_credential_name),
+        ("insecureSkipVerify", tls.insecure_skip_verify),
+        ("caCrl", tls.ca_crl),
+    ):
+        if given:
+            remedy = "mount files into istiod, and name those that verify in caCertificates"
+            report.add(f"ca.tlsSettings.{name}", "has no effect", remedy, Level.WARNING, UNSERVED)
+    if tls.mode == "ISTIO_MUTUAL":
+        report.error("ca.tlsSettings.mode", "is for proxies", "use MUTUAL with files of istiod's")
 
 
 def _json_format(text: str, report: Report) -> None:

@@ -215,6 +215,8 @@ class ControlPlane:
             external = ExternalAuthority(
                 options.external_ca, options.external_ca_root, options.external_ca_token
             )
+        elif (ca := parts.world.mesh.ca) is not None and ca.address:
+            external = ExternalAuthority.of_mesh(ca, options.external_ca_token)
         else:
             return None
         stack.push_async_callback(external.close)
