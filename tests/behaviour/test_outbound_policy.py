@@ -45,6 +45,25 @@ def test_unknown_destinations_are_refused(shop: Mesh, caller: Client) -> None:
     assert caller.get("http://reviews:9080/").status == 200
 
 
+@pytest.mark.covers("MeshConfig.proxyHttpPort")
+def test_applications_may_name_the_service_to_an_http_proxy(shop: Mesh, caller: Client) -> None:
+    """By name and port; rules apply as ever. Without the setting the port is closed."""
+    proxy = "http://127.0.0.1:15007/"
+    with pytest.raises(NoAnswer):
+        caller.get(proxy, headers={"host": "reviews:9080"})
+    shop.apply(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: details}\n"
+        "spec: {hosts: [details], http: [{match: [{port: 9081}], directResponse: {status: 209}}]}",
+        mesh_config="proxyHttpPort: 15007\n" + CLOSED,
+    )
+    answer = caller.get(proxy, headers={"host": "reviews.default:9080"})
+    assert answer.destination.service == "reviews.default.svc.cluster.local"
+    assert answer.mtls
+    assert caller.get(proxy, headers={"host": "details:9081"}).status == 209
+    for unknown in ("details", "details:9999", "films.example"):
+        assert caller.get(proxy, headers={"host": unknown}).status == 502
+
+
 def test_pods_are_reached_by_their_own_address(shop: Mesh, caller: Client) -> None:
     """Past every Service: as plaintext, which the other side takes unless told otherwise."""
     pod = next(p for p in shop.objects.proxies if p.workload == "details-v1")

@@ -83,7 +83,7 @@ _LIMITS = (
     *(
         _no(
             f"Sidecar.ingress.tls.{name}",
-            "is for gateways: sidecars are given no Secrets",
+            "is not supported in a Sidecar, as in Istio",
             "mount the Secret into the pods and name its files",
             Level.ERROR,
         )
@@ -135,7 +135,6 @@ _LIMITS = (
     *(
         _no(f"MeshConfig.{name}", text, remedy)
         for name, text, remedy in (
-            ("proxyHttpPort", "has no effect: proxies open no port for HTTP proxying", "remove it"),
             ("hboneIdleTimeout", "has no effect: this mesh has no HBONE tunnels", "remove it"),
             (
                 "enableEnvoyAccessLogService",

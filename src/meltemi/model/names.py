@@ -16,6 +16,7 @@ INBOUND_PASSTHROUGH_CLUSTER = "InboundPassthroughCluster"
 LOCAL_CLUSTER = "local_cluster"
 BOOTSTRAP_XDS = "BOOTSTRAP_XDS_AGENT"  # of agents that ask for what is patched in their bootstrap
 SELF_DISCOVERY = "ENABLE_SELF_DISCOVERY"  # node metadata of proxies that have it
+HTTP_PROXY_TABLE = "http_proxy"
 VIRTUAL_OUTBOUND = "virtualOutbound"
 VIRTUAL_INBOUND = "virtualInbound"
 

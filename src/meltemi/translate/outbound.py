@@ -13,6 +13,7 @@ from meltemi.ir.route import RouteConfig, WeightedCluster
 from meltemi.ir.value import Origins
 from meltemi.model.names import (
     BLACKHOLE_CLUSTER,
+    HTTP_PROXY_TABLE,
     PASSTHROUGH_CLUSTER,
     VIRTUAL_OUTBOUND,
 )
@@ -20,7 +21,7 @@ from meltemi.model.service import Port, Protocol, Resolution, Service
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
 from meltemi.translate.destinations import cluster_of
-from meltemi.translate.egress import View, egress_views
+from meltemi.translate.egress import LOOPBACK, View, egress_views
 from meltemi.translate.http_match import Place
 from meltemi.translate.network_filters import client_tcp, outbound_manager
 from meltemi.translate.scope import MESH_GATEWAY
@@ -30,6 +31,7 @@ from meltemi.translate.virtual_hosts import (
     addresses_of,
     is_single_address,
     port_route_config,
+    proxy_route_config,
     service_route_config,
 )
 
@@ -279,6 +281,14 @@ def _address_listener(
     )
 
 
+def _proxy_listener(build: Build, port: int) -> Listener:
+    """``127.0.0.1_15007``: applications that are told of an HTTP proxy (``http_proxy``) name the service in their request."""
+    name = f"{LOOPBACK}_{port}"
+    manager = outbound_manager(build, f"outbound_{name}", HTTP_PROXY_TABLE, ())
+    chain = FilterChain(name="", match=ChainMatch(), filters=(manager,))
+    return Listener(name=name, address=LOOPBACK, port=port, chains=(chain,), bind_to_port=True)
+
+
 def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
     """All outbound listeners and the route tables they name."""
     listeners = [] if build.proxy.interception == "NONE" else [virtual_outbound(build)]
@@ -292,6 +302,9 @@ def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]
             listeners.append(_address_listener(view, key, chains, ports))
         for service, port in ports.sniffed.values():
             routes.append(service_route_config(view.build, service, port))
+    if forward := build.context.mesh.proxy_http_port:
+        listeners.append(_proxy_listener(build, forward))
+        routes.append(proxy_route_config(build))
     unique = {listener.name: listener for listener in reversed(listeners)}
     return (
         list(reversed(unique.values())),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 
 from meltemi.ir.route import (
@@ -15,6 +16,7 @@ from meltemi.ir.route import (
 )
 from meltemi.model.names import (
     BY_NAME_CLUSTER,
+    HTTP_PROXY_TABLE,
     PASSTHROUGH_CLUSTER,
     resolve_short_name,
 )
@@ -237,6 +239,31 @@ def port_route_config(build: Build, listen_port: int, name: str = "") -> RouteCo
         ignore_port_in_host=True,
         max_direct_response_bytes=largest_body(kept),
     )
+
+
+def proxy_route_config(build: Build) -> RouteConfig:
+    """The table of the port for HTTP proxying: all HTTP services, told apart by name and port together.
+
+    Port 80 may be left out of the name. There is no original destination: names that nobody knows are refused unless
+    they are looked up.
+    """
+    numbers = sorted({port.number for service in build.scope.services for port in service.ports})
+    hosts = [
+        replace(host, domains=tuple(_with_port(host.domains, number)))
+        for number in numbers
+        for host in port_route_config(build, number).virtual_hosts
+        if host.domains != ("*",)
+    ]
+    kept = (*_unique(hosts), fallthrough(build))
+    largest = largest_body(kept)
+    return RouteConfig(HTTP_PROXY_TABLE, kept, max_direct_response_bytes=largest)
+
+
+def _with_port(domains: Iterable[str], number: int) -> Iterator[str]:
+    for domain in domains:
+        if number == 80:
+            yield domain
+        yield f"{domain}:{number}"
 
 
 def service_route_config(build: Build, service: Service, port: Port) -> RouteConfig:
