@@ -141,6 +141,28 @@ def test_sigterm_loses_no_request(container: Container, application: Application
     assert not psutil.pid_exists(envoy)
 
 
+@pytest.mark.covers("MeshConfig.defaultConfig.terminationDrainDuration")
+def test_a_drain_ends_when_its_time_is_over(container: Container, application: Application) -> None:
+    """Whatever is still under way then: a request without an end does not keep a pod."""
+    container.serve(application)
+    container.start_ready()
+    lost: list[str] = []
+
+    def call() -> None:
+        try:
+            container.get(container.inbound, "/slow")
+        except (OSError, http.client.HTTPException) as error:
+            lost.append(type(error).__name__)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert application.entered.wait(30)
+    container.signal()
+    assert container.wait() == 0
+    caller.join(30)
+    assert lost and not application.release.is_set()
+
+
 def test_quit_and_drain_are_for_the_pod_itself(
     container: Container, application: Application
 ) -> None:

@@ -157,3 +157,11 @@ def test_the_webhook_warns_and_lets_pass() -> None:
     assert review({}, operation="DELETE")["allowed"] is True
     assert review({}, subResource="status")["allowed"] is True
     assert review({})["allowed"] is False
+
+
+def test_gateways_of_networks_have_no_place() -> None:
+    gateway = "{address: 192.0.2.1, port: 15443, locality: eu/a}"
+    networks, (finding,) = parse_mesh_networks(f"networks: {{n2: {{gateways: [{gateway}]}}}}")
+    assert networks.networks["n2"].gateways[0].port == 15443
+    assert finding.origin.path == "networks.n2.gateways[0].locality"
+    assert finding.code == "MLT0011"

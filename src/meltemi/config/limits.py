@@ -173,6 +173,11 @@ _LIMITS = (
         "has no effect, as in Istio: proxies use Envoy's curves among themselves",
         "use tlsDefaults.ecdhCurves for other TLS",
     ),
+    _no(
+        "MeshNetworks.networks.gateways.locality",
+        "has no effect: what is behind a gateway counts where it runs itself",
+        "remove it",
+    ),
     _other(
         "MeshConfig.ca.address",
         "is read when istiod starts, and gives way to its environment variable MESH_EXTERNAL_CA_ADDR",

@@ -195,6 +195,7 @@ def parse_mesh_networks(text: str, source: str = "") -> tuple[MeshNetworks, list
     _, networks, report = _read(text, "MeshNetworks", MeshNetworks, source)
     if networks is None:
         return MeshNetworks(), report.findings
+    report_limits("MeshNetworks", networks, "", report)
     for name, network in networks.networks.items():
         for index, endpoint in enumerate(network.endpoints):
             if endpoint.from_cidr is not None:
