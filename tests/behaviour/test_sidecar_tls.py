@@ -228,7 +228,7 @@ def test_alpn_protocols(shop: Mesh, files: Path) -> None:
 )
 def test_secrets_are_for_gateways(shop: Mesh, files: Path, field: str) -> None:
     """Waiting for a Secret that no sidecar is given would stop the whole workload."""
-    with pytest.raises(WrongConfiguration, match="sidecars are given no Secrets"):
+    with pytest.raises(WrongConfiguration, match="is not supported in a Sidecar"):
         serve(shop, f"{mutual(files)}, {field}")
 
 
