@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,19 +32,42 @@ def operator_spec(files: Iterable[str], sets: Iterable[str], revision: str) -> d
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise CommandError(f"--set {setting}: write path=value", EX_USAGE)
-        value: Any = yaml.safe_load(text) if text else ""
-        for step in reversed(_steps(path)):
-            value = {step: value}
-        spec = merge(spec, value)
+        try:
+            value: Any = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise CommandError(f"--set {setting}: the value is not YAML", EX_USAGE) from error
+        spec = merge(spec, _nested(spec, _steps(path), value, setting))
     if revision:
         spec["revision"] = revision
     _check({"apiVersion": API, "kind": "IstioOperator", "metadata": {"name": NAME}, "spec": spec})
     return spec
 
 
-def _steps(path: str) -> list[str]:
-    # A dot inside a name is written \. as in Helm.
-    return [step.replace("\0", ".") for step in path.replace("\\.", "\0").split(".")]
+def _steps(path: str) -> list[str | int]:
+    """``a.b[0].c`` as its steps. A dot inside a name is written ``\\.``, as in Helm."""
+    steps: list[str | int] = []
+    for part in path.replace("\\.", "\0").split("."):
+        name, *indexes = re.split(r"\[(\d+)\]", part)
+        steps.append(name.replace("\0", "."))
+        steps += [int(index) for index in indexes if index]
+    return steps
+
+
+def _nested(under: Any, steps: list[str | int], value: Any, setting: str) -> Any:
+    """``value`` at the place that ``steps`` name; of lists on the way, which a merge replaces, all of ``under``."""
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(step, str):
+        below = under.get(step) if isinstance(under, dict) else None
+        return {step: _nested(below, rest, value, setting)}
+    entries = list(under) if isinstance(under, list) else []
+    if step > len(entries):
+        raise CommandError(f"--set {setting}: entry {len(entries)} comes before {step}", EX_USAGE)
+    old = entries[step] if step < len(entries) else None
+    new = _nested(old, rest, value, setting)
+    entries[step:] = [merge(old, new) if old is not None else new, *entries[step + 1 :]]
+    return entries
 
 
 def _check(document: dict[str, Any]) -> None:

@@ -194,6 +194,7 @@ def resolve(spec: Mapping[str, Any]) -> Spec:
     profile: Spec = merge(_BASE, PROFILES[name])
     values = merge(spec.get("values") or {}, spec.get("unvalidatedValues") or {})
     under = merge(profile, {"components": as_components(values)})
+    spec = _named(profile["components"], spec)
     resolved: Spec = merge(under, {**spec, "values": values} if values else spec)
     for key in ("ingressGateways", "egressGateways"):
         resolved["components"][key] = _complete(
@@ -201,6 +202,22 @@ def resolve(spec: Mapping[str, Any]) -> Spec:
         )
     resolved["profile"] = name
     return resolved
+
+
+def _named(known: Mapping[str, Any], spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec, its nameless gateways named as the profile's at the same index.
+
+    Istio's users write ``--set components.egressGateways[0].enabled=true``.
+    """
+    components = dict(spec.get("components") or {})
+    for key in ("ingressGateways", "egressGateways"):
+        if entries := components.get(key):
+            names = [entry["name"] for entry in known[key]]
+            components[key] = [
+                {"name": names[i], **entry} if i < len(names) and not entry.get("name") else entry
+                for i, entry in enumerate(entries)
+            ]
+    return {**spec, "components": components} if components else spec
 
 
 def _complete(known: Sequence[Mapping[str, Any]], entries: Sequence[Spec]) -> list[Spec]:
