@@ -18,8 +18,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from e2e.conftest import ROOT, Ingress, Shell, Workload, ingress, shell, wait_for
+from meltemi.ca import authority, secrets
+from meltemi.kit.clock import SystemClock
 
 __all__ = ["ingress", "shell"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -148,6 +152,53 @@ def test_a_plugged_in_authority_is_what_workloads_show(
     )
     assert published.strip() == (authorities["first"] / "root-cert.pem").read_text().strip()
     assert "istio-ca-secret" not in mesh(f"kubectl get secrets {SYSTEM} -o name")
+
+
+def credentials(held: authority.Authority) -> tuple[str, int]:
+    """A certificate of productpage with its key in PEM, as a thief has it, and its serial number."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    asked = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    serial = x509.random_serial_number()
+    account = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-productpage"
+    issued = authority.issue(held, asked, account, SystemClock().now(), serial)
+    return "".join(issued.chain[:-1]) + authority.key_pem(key), serial
+
+
+def knock(mesh: Shell, pem: str) -> str:
+    """What details' sidecar says to whoever shows this certificate."""
+    ask = 'printf "GET /details/0 HTTP/1.1\\r\\nhost: details\\r\\nconnection: close\\r\\n\\r\\n"'
+    show = "openssl s_client -quiet -connect details:9080 -alpn istio-http/1.1"
+    show += " -cert /tmp/x -cert_chain /tmp/x -key /tmp/x"
+    line = f"sh -c 'cat > /tmp/x; {ask} | {show} 2>&1'"
+    return Workload(mesh, "ratings").exec("ratings", line, stdin=pem)
+
+
+def test_revoked_and_unknown_certificates_are_refused(
+    mesh: Shell, ingress: Ingress, authorities: dict[str, Path]
+) -> None:
+    """By a real sidecar, once the list is in the Secret cacerts; everybody else goes on, and so does the thief when it is gone."""
+    folder = authorities["first"]
+    held = secrets.authority_of({f.name: f.read_bytes() for f in folder.iterdir()})
+    stranger = authority.self_signed(
+        ec.generate_private_key(ec.SECP256R1()), SystemClock().now(), 1, "cluster.local"
+    )
+    stolen, serial = credentials(held)
+    assert "200 OK" in knock(mesh, stolen)
+    assert "unknown ca" in knock(mesh, credentials(stranger)[0])
+    secret = f"kubectl create secret generic cacerts {SYSTEM} --dry-run=client -o yaml"
+    tool = f"{sys.executable} samples/certs/make_certs.py {folder.parent} --revoke {serial:x}"
+    with visitors(ingress):
+        mesh(tool)
+        mesh(f"{secret} --from-file={folder} | kubectl replace -f -")
+        answer = wait_for(
+            "the refusal", lambda: knock(mesh, stolen), 180, lambda text: "200 OK" not in text
+        )
+        assert "certificate revoked" in answer
+        assert "200 OK" in knock(mesh, credentials(held)[0])
+        (folder / "ca-crl.pem").unlink()
+        mesh(f"{secret} --from-file={folder} | kubectl replace -f -")
+        wait_for("the return", lambda: knock(mesh, stolen), 180, lambda text: "200 OK" in text)
 
 
 def test_renewal_of_all_proxies_loses_no_request(mesh: Shell, ingress: Ingress) -> None:
