@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -159,7 +160,7 @@ async def serving(metrics: Metrics, **more: Any) -> AsyncIterator[str]:
     tls = more.pop("tls", None)
     signer = CertificateServer(
         more.pop("current", lambda: ROOT),
-        Authenticator(Tokens(), lambda: [TRUST]),
+        Authenticator(Tokens(), lambda: [TRUST], more.pop("gateways", ())),
         metrics,
         CLOCK,
         trusted_nodes=("istio-system/ztunnel",),
@@ -181,7 +182,9 @@ def csr_of(key: Any) -> str:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
-async def create(address: str, token: str, wanted: str = "", **more: Any) -> list[str]:
+async def create(
+    address: str, token: str, wanted: str = "", forwarded: tuple[str, ...] = (), **more: Any
+) -> list[str]:
     """Names in the certificate."""
     request = ca_pb2.IstioCertificateRequest(**{"csr": csr_of(KEY), **more})
     if wanted:
@@ -192,7 +195,8 @@ async def create(address: str, token: str, wanted: str = "", **more: Any) -> lis
             request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
             response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
         )
-        metadata = [("authorization", f"Bearer {token}")]
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        metadata += [("x-forwarded-client-cert", text) for text in forwarded]
         answer = await call(request, metadata=metadata, timeout=20)
     leaf = x509.load_pem_x509_certificate(answer.cert_chain[0].encode())
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -297,6 +301,25 @@ async def test_a_node_agent_asks_for_pods_of_its_node() -> None:
             assert caught.value.code().name == "PERMISSION_DENIED"
     assert metrics.value("citadel_server_id_extraction_err_count") == len(refused)
     assert metrics.value("citadel_server_success_cert_issuance_count") == 1
+
+
+async def test_a_gateways_word_about_its_client() -> None:
+    """Taken from trusted addresses only, and only what the gateway itself wrote: the last element."""
+    hashed = 'By=x;Hash=1;Subject="CN=a,URI=spiffe://cluster.local/ns/x/sa/y";URI='
+    own, admin = hashed + CART, hashed + "spiffe://cluster.local/ns/istio-system/sa/admin"
+    here = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+    async with serving(Metrics(), gateways=here) as address:
+        for headers in ((own,), (f"{admin},{own}",), (admin, own)):
+            assert await create(address, "", forwarded=headers) == [CART]
+        assert await create(address, "pod", forwarded=(admin,)) == [CART]
+        for wrong in ("", "URI=", hashed + "spiffe://evil/ns/a/sa/b", f"{own};URI={CART}2"):
+            with pytest.raises(aio.AioRpcError) as caught:
+                await create(address, "", forwarded=(f"{own},{wrong}" if wrong else "",))
+            assert caught.value.code().name == "UNAUTHENTICATED", wrong
+    for others in ((), (ip_network("10.0.0.0/8"),)):
+        async with serving(Metrics(), gateways=others) as address:
+            with pytest.raises(aio.AioRpcError, match="no credentials"):
+                await create(address, "", forwarded=(own,))
 
 
 async def test_an_external_authority_signs_for_the_identity_that_was_proven(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any
 
 import click
@@ -41,6 +42,7 @@ def options(environ: Mapping[str, str]) -> Options:
         ("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", "keys_refresh_s", 0.0, "1m", 60.0),
         ("CA_TRUSTED_NODE_ACCOUNTS", "trusted_node_accounts", (), "a/b,c/d", ("a/b", "c/d")),
         ("MESH_EXTERNAL_CA_ADDR", "external_ca", "", "ca.example:443", "ca.example:443"),
+        ("TRUSTED_GATEWAY_CIDR", "trusted_gateways", (), "10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
         ("CERT_SIGNER_DOMAIN", "signer_domain", "", "example.com", "example.com"),
     ],
 )  # fmt: skip
@@ -60,6 +62,7 @@ def test_a_setting(name: str, field: str, default: object, text: str, value: obj
         ("JWT_RULE", "{"),
         ("CA_TRUSTED_NODE_ACCOUNTS", "ztunnel"),
         ("EXTERNAL_CA", "VAULT"),
+        ("TRUSTED_GATEWAY_CIDR", "everybody"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, text: str) -> None:

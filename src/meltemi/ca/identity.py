@@ -6,8 +6,9 @@ Nothing that the caller itself claims is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meltemi.model import names
@@ -33,7 +34,7 @@ class Identity:
     trust_domain: str
     namespace: str
     service_account: str
-    source: str = "token"  # token | certificate
+    source: str = "token"  # token | certificate | forwarded certificate | node agent
     pod: str = ""  # the pod that the API server bound the token to
 
     @property
@@ -57,6 +58,18 @@ def from_certificate(uris: Iterable[str], trust_domains: Iterable[str]) -> Ident
             f"the client certificate is of trust domain {domain!r}; accepted: {', '.join(accepted)}"
         )
     return Identity(domain, namespace, account, "certificate")
+
+
+_ELEMENT = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"])+')
+_PAIR = re.compile(r'(\w+)=("(?:\\.|[^"\\])*"|[^;]*)')
+
+
+def from_forwarded(header: str, trust_domains: Iterable[str]) -> Identity:
+    """The identity in ``x-forwarded-client-cert``: of the last element, which the trusted proxy itself wrote. Raises NotAuthenticated."""
+    elements = _ELEMENT.findall(header)
+    pairs = _PAIR.findall(elements[-1]) if elements else []
+    uris = [text.strip('"') for name, text in pairs if name.lower() == "uri"]
+    return replace(from_certificate(uris, trust_domains), source="forwarded certificate")
 
 
 def from_token_review(status: Mapping[str, Any], trust_domain: str, audience: str) -> Identity:

@@ -248,7 +248,11 @@ class ControlPlane:
             serving_names(options.namespace, options.revision),
             names.spiffe_id(trust_domain, options.namespace, "istiod"),
         )
-        who = Authenticator(parts.reviewer, lambda: parts.world.mesh.trust_domains)
+        who = Authenticator(
+            parts.reviewer,
+            lambda: parts.world.mesh.trust_domains,
+            self.options.trusted_gateways,
+        )
         parts.discovery = DiscoveryServer(
             Source(parts.pipeline, parts.pages, parts.registrar),
             who,

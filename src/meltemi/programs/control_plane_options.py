@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +64,7 @@ class Options:
     kubernetes_signer: str = ""
     signer_domain: str = ""
     trusted_node_accounts: tuple[str, ...] = ()
+    trusted_gateways: tuple[IPv4Network | IPv6Network, ...] = ()
     keys_by_proxies: bool = True
     keys_refresh_s: float = 0.0
     rotation_pause_s: float = 1.0
@@ -211,6 +213,7 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         kubernetes_signer=_kubernetes_signer(environ),
         signer_domain=environ.get("CERT_SIGNER_DOMAIN", ""),
         jwt_rule=_checked_rule(environ.get("JWT_RULE", "")),
+        trusted_gateways=_networks(environ.get("TRUSTED_GATEWAY_CIDR", "")),
         trusted_node_accounts=_accounts(environ.get("CA_TRUSTED_NODE_ACCOUNTS", "")),
         # Unlike Istio, proxies fetch key sets unless told otherwise: a new key then changes no listener (docs/decisions/0006).
         keys_by_proxies=environ.get("PILOT_JWT_ENABLE_REMOTE_JWKS", "envoy").lower()
@@ -260,3 +263,10 @@ def _accounts(text: str) -> tuple[str, ...]:
                 f"CA_TRUSTED_NODE_ACCOUNTS: {part!r} is not <namespace>/<service account>"
             )
     return found
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise click.BadParameter(f"TRUSTED_GATEWAY_CIDR: {error}") from error
