@@ -80,6 +80,41 @@ def test_patches_race_without_losing_one(api: ApiProcess, namespace: str) -> Non
     assert len(api.get(path).body["data"]) == 24
 
 
+def test_to_apply_while_another_deletes_is_to_create(api: ApiProcess, namespace: str) -> None:
+    path = f"{_configmaps(namespace)}/a"
+    hook = {
+        "name": "nobody.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "rules": [
+            {
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["UPDATE"],
+                "resources": ["configmaps"],
+            }
+        ],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "failurePolicy": "Ignore",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+    # Asking it takes a moment, in which the object may go.
+    _create(api, hooks, {"metadata": {"name": namespace}, "webhooks": [hook]})
+
+    def one(number: int) -> int:
+        if number % 2:
+            return api.delete(path).status
+        return api.patch(
+            path, _configmap("a", x=str(number)), "apply-patch+yaml", fieldManager="me"
+        ).status
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(one, range(32)))
+    api.delete(f"{hooks}/{namespace}")
+    assert set(statuses[0::2]) <= {200, 201}
+
+
 def test_dry_run_stores_nothing(api: ApiProcess, namespace: str) -> None:
     answer = api.post(_configmaps(namespace), _configmap("a", x="1"), dryRun="All")
     assert answer.status == 201

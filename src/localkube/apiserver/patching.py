@@ -90,17 +90,25 @@ async def _apply(
             old, applied, node, owner, server.timestamp(), force=options.force
         )
 
+    def exists() -> bool:
+        return server.store.get(resource.storage, call.namespace, call.name) is not None
+
     while True:
-        if server.store.get(resource.storage, call.namespace, call.name) is not None:
-            updated = await writer.update(
-                resource,
-                call.namespace,
-                call.name,
-                transform,
-                options,
-                subresource=subresource,
-                own=False,
-            )
+        if exists():
+            try:
+                updated = await writer.update(
+                    resource,
+                    call.namespace,
+                    call.name,
+                    transform,
+                    options,
+                    subresource=subresource,
+                    own=False,
+                )
+            except ApiError as error:
+                if error.reason != "NotFound" or exists():
+                    raise
+                continue  # somebody deleted it meanwhile: to apply is to create it, if it may be
             return updated, False
         if subresource or applied["metadata"].get("uid"):
             raise errors.not_found(resource.plural, call.name, resource.group)
