@@ -10,7 +10,7 @@ changed too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -18,11 +18,11 @@ from typing import TypeVar
 import structlog
 
 from meltemi.adapters.discovery_connections import Connection, Connections
+from meltemi.adapters.endpoint_cache import EndpointCache, EndpointView, FrozenEndpoints
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import Change, World
 from meltemi.discovery.protocol import Rejected, Snapshot
-from meltemi.envoy import PatchRecord, encode, encode_endpoints
-from meltemi.ir.endpoint import EndpointNeed
+from meltemi.envoy import PatchRecord, encode
 from meltemi.ir.proxy import ProxyIR
 from meltemi.kit.clock import Clock
 from meltemi.model.config import Key
@@ -38,7 +38,6 @@ from meltemi.model.names import (
 )
 from meltemi.model.proxy import NodeType, Proxy
 from meltemi.model.resource import Resource
-from meltemi.model.service import Endpoint
 from meltemi.push import PushContext, affected, build_push_context, class_key
 from meltemi.push.classes import ProxyClass
 from meltemi.push.facts import derive_facts
@@ -50,77 +49,6 @@ log = structlog.get_logger("push")
 T = TypeVar("T")
 WORKLOAD_WAIT_S = 2.0  # how long a sidecar that is ahead of its pod's watch event waits for it
 TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE, BOOTSTRAP_TYPE)
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenEndpoints:
-    """The endpoint index at one moment, for the worker thread."""
-
-    held: Mapping[ServiceKey, tuple[Endpoint, ...]]
-
-    def endpoints(self, hostname: str, namespace: str) -> tuple[Endpoint, ...]:
-        """All endpoints of a service."""
-        return self.held.get(ServiceKey(hostname, namespace), ())
-
-
-class EndpointView(Mapping[str, Resource]):
-    """The ClusterLoadAssignments of one class, encoded when asked for and remembered until they change."""
-
-    def __init__(self, needs: Mapping[str, EndpointNeed], cache: EndpointCache) -> None:
-        self.needs = needs
-        self._cache = cache
-        by_service: dict[ServiceKey, list[str]] = {}
-        for need in needs.values():
-            key = ServiceKey(need.hostname, need.namespace)
-            by_service.setdefault(key, []).append(need.cluster)
-        self.by_service = by_service
-
-    def __getitem__(self, cluster: str) -> Resource:
-        return self._cache.resource(self.needs[cluster])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.needs)
-
-    def __len__(self) -> int:
-        return len(self.needs)
-
-
-class EndpointCache:
-    """Encoded ClusterLoadAssignments of all classes, by need and by version of the service's endpoints."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._made: dict[EndpointNeed, tuple[int, Resource]] = {}
-
-    def resource(self, need: EndpointNeed) -> Resource:
-        """The assignment as it is now."""
-        index = self._world.registry.endpoints
-        version = index.version(need.hostname, need.namespace)
-        known = self._made.get(need)
-        if known is not None and known[0] == version:
-            return known[1]
-        made = encode_endpoints(need, index.endpoints(need.hostname, need.namespace))
-        self._made[need] = (version, made)
-        return made
-
-    def retain(self, needs: set[EndpointNeed]) -> None:
-        """Forget what no class needs any more."""
-        for need in [need for need in list(self._made) if need not in needs]:
-            self._made.pop(need, None)
-
-    def warm(
-        self,
-        needs: Iterable[EndpointNeed],
-        frozen: FrozenEndpoints,
-        versions: Mapping[ServiceKey, int],
-    ) -> None:
-        """Encode in advance, in the worker thread."""
-        for need in needs:
-            version = versions.get(ServiceKey(need.hostname, need.namespace), 0)
-            known = self._made.get(need)
-            if known is None or known[0] != version:
-                found = frozen.endpoints(need.hostname, need.namespace)
-                self._made[need] = (version, encode_endpoints(need, found))
 
 
 @dataclass(frozen=True, slots=True)
