@@ -13,14 +13,17 @@ from pathlib import Path
 
 import structlog
 
+from meltemi.adapters.kube_api import KubeApi, KubeError, collection
 from meltemi.adapters.world import World
 from meltemi.config.mesh import parse_mesh_config, parse_mesh_networks
 from meltemi.inject import InjectionConfig, parse_injection_config
-from meltemi.model.mesh import MeshConfig
+from meltemi.kit.backoff import Backoff
+from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
 from meltemi.model.origin import Level
 
 log = structlog.get_logger("mesh")
 POLL_S = 1.0
+SOURCE = "ConfigMap istio, key mesh"
 
 
 def read_mesh(text: str, source: str) -> MeshConfig | None:
@@ -30,6 +33,35 @@ def read_mesh(text: str, source: str) -> MeshConfig | None:
         report = log.error if finding.level is Level.ERROR else log.warning
         report("mesh configuration", finding=str(finding))
     return None if any(f.level is Level.ERROR for f in findings) else mesh
+
+
+async def first_mesh(api: KubeApi | None, path: Path, namespace: str, name: str) -> MeshConfig:
+    """The mesh configuration to start with: the trust domain is needed before anything else.
+
+    The mounted file is the same ConfigMap (``namespace``, ``name``). Without it the API server is asked, until it answers: to begin
+    with another trust domain would give every workload a wrong name.
+    """
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            log.warning("mesh configuration not read", file=str(path), error=str(error))
+        else:
+            return read_mesh(text, str(path)) or DEFAULT_MESH_CONFIG
+    if api is None:
+        return DEFAULT_MESH_CONFIG
+    url = collection("v1", "configmaps", namespace, name)
+    backoff = Backoff(0.1, 5.0)
+    while True:
+        try:
+            data = (await api.json("GET", url)).get("data") or {}
+        except KubeError as error:
+            if error.code == 404:
+                return DEFAULT_MESH_CONFIG
+            log.warning("mesh configuration not read yet", error=str(error))
+            await asyncio.sleep(backoff.next())
+        else:
+            return read_mesh(data.get("mesh", ""), SOURCE) or DEFAULT_MESH_CONFIG
 
 
 class MeshSettings:
@@ -46,7 +78,7 @@ class MeshSettings:
             self._take_networks(data["meshNetworks"])
         if "mesh" not in data:
             return
-        mesh = read_mesh(data["mesh"], "ConfigMap istio, key mesh")
+        mesh = read_mesh(data["mesh"], SOURCE)
         if mesh is None:
             return
         if mesh.trust_domain != self._world.settings.trust_domain:

@@ -33,12 +33,12 @@ from meltemi.adapters.grpc_server import GrpcServer, PortTaken, credentials
 from meltemi.adapters.http_ports import HttpPorts
 from meltemi.adapters.ingress_status import ingress_statuses
 from meltemi.adapters.issuer_discovery import REFRESH_S, IssuerDiscovery
-from meltemi.adapters.kube_api import KubeApi, KubeError, collection
+from meltemi.adapters.kube_api import KubeApi, collection
 from meltemi.adapters.kube_publish import RootPublisher, WebhookPatcher
 from meltemi.adapters.kube_source import KubeSource
 from meltemi.adapters.kube_watch import Collection, WatchSession
 from meltemi.adapters.leader import Leader
-from meltemi.adapters.mesh_settings import MeshSettings, read_mesh
+from meltemi.adapters.mesh_settings import MeshSettings, first_mesh
 from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.object_status import object_statuses
 from meltemi.adapters.oidc import OidcReviewer, parse_rules
@@ -51,12 +51,11 @@ from meltemi.adapters.world import Change, World
 from meltemi.ca import rotation, secrets
 from meltemi.ca.extra_roots import with_extra_roots
 from meltemi.kit import logs
-from meltemi.kit.backoff import Backoff
 from meltemi.kit.clock import SystemClock
 from meltemi.kit.tasks import Tasks
 from meltemi.model import kubernetes as k8s
 from meltemi.model import names
-from meltemi.model.mesh import DEFAULT_MESH_CONFIG, MeshConfig
+from meltemi.model.mesh import MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
 from meltemi.programs.control_plane_parts import Parts, Source, every_address
@@ -110,7 +109,9 @@ class ControlPlane:
         tasks = await stack.enter_async_context(Tasks("istiod"))
         http = HttpPorts()
         stack.push_async_callback(http.close)
-        parts = self._parts(await self._first_mesh(api), api, http)
+        where = (self.options.namespace, f"istio{self.options.suffix}")
+        mesh = await first_mesh(api, self.options.mesh_config, *where)
+        parts = self._parts(mesh, api, http)
         stack.callback(parts.pipeline.close)
         await self._serve_debug(parts, started)
         source = self._sources(tasks, session, parts)
@@ -404,37 +405,6 @@ class ControlPlane:
         addresses.wake()
         tasks.spawn("status", writer.run, restart=True)
         tasks.spawn("ingress status", addresses.run, restart=True)
-
-    async def _first_mesh(self, api: KubeApi | None) -> MeshConfig:
-        """The mesh configuration to start with: the trust domain is needed before anything else.
-
-        The mounted file is the same ConfigMap. Without it the API server is asked, until it answers: to
-        begin with another trust domain would give every workload a wrong name.
-        """
-        options = self.options
-        path = options.mesh_config
-        if path.is_file():
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                log.warning("mesh configuration not read", file=str(path), error=str(error))
-            else:
-                return read_mesh(text, str(path)) or DEFAULT_MESH_CONFIG
-        if api is None:
-            return DEFAULT_MESH_CONFIG
-        url = collection("v1", "configmaps", options.namespace, f"istio{options.suffix}")
-        backoff = Backoff(0.1, 5.0)
-        while True:
-            try:
-                data = (await api.json("GET", url)).get("data") or {}
-            except KubeError as error:
-                if error.code == 404:
-                    return DEFAULT_MESH_CONFIG
-                log.warning("mesh configuration not read yet", error=str(error))
-                await asyncio.sleep(backoff.next())
-            else:
-                source = "ConfigMap istio, key mesh"
-                return read_mesh(data.get("mesh", ""), source) or DEFAULT_MESH_CONFIG
 
     def _refresh(self, store: AuthorityStore, started: float) -> None:
         """Gauges that are computed when somebody looks."""
