@@ -118,18 +118,24 @@ async def test_start_waits_for_the_api_server(server: KubeServer, api: KubeApi) 
         await until(waiting.current)
 
 
-async def test_a_root_is_renewed_in_time_by_one_replica(server: KubeServer, api: KubeApi) -> None:
-    """With its key, in the Secret, for all; what replicas trust never jumps."""
+@pytest.mark.parametrize("secret", ["istio-ca-secret", "cacerts"])
+async def test_a_root_is_renewed_in_time_by_one_replica(
+    server: KubeServer, api: KubeApi, tmp_path: Path, secret: str
+) -> None:
+    """With its key, in the Secret, for all; what replicas trust never jumps, nor do they take the mount of it for another's."""
     clock = ManualClock()
-    making = Making(ttl_s=1000.0, grace_percentile=30)
+    making = Making(ttl_s=1000.0, grace_percentile=30, secret=secret)
     made = [
-        AuthorityStore(clock, "cluster.local", "istio-system", api, NOWHERE, making)
+        AuthorityStore(clock, "cluster.local", "istio-system", api, tmp_path, making)
         for _ in range(2)
     ]
     for each in made:
         await each.start()
     before = made[0].current()
     assert before is not None
+    if secret == "cacerts":  # as the kubelet does
+        for name, text in secrets.files_of(before).items():
+            (tmp_path / name).write_text(text)
     for age_s, renewed in ((100, False), (650, True)):
         clock.advance(age_s)
         await asyncio.gather(*(each.renew() for each in made))
@@ -138,7 +144,9 @@ async def test_a_root_is_renewed_in_time_by_one_replica(server: KubeServer, api:
         assert held[0] == held[1] or held[0].roots == held[1].roots  # type: ignore[union-attr]
         assert (held[0].roots != before.roots) is renewed  # type: ignore[union-attr]
         assert held[0].certificate.public_key() == before.certificate.public_key()  # type: ignore[union-attr]
-    kept = server.objects[SECRETS]["istio-system", "istio-ca-secret"]["data"]
+    assert [name for _, name in server.objects[SECRETS]] == [secret]
+    assert not any(each.plugged for each in made)
+    kept = server.objects[SECRETS]["istio-system", secret]["data"]
     assert base64.b64decode(kept["root-cert.pem"]).decode() == held[0].roots  # type: ignore[union-attr]
 
 

@@ -38,6 +38,7 @@ def options(environ: Mapping[str, str]) -> Options:
         ("CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL", "root_check_s", 3600.0, "10m", 600.0),
         ("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", "root_grace_percentile", 20, "50", 50),
         ("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", "root_jitter", True, "false", False),
+        ("USE_CACERTS_FOR_SELF_SIGNED_CA", "root_in_cacerts", False, "true", True),
         ("PILOT_JWT_ENABLE_REMOTE_JWKS", "keys_by_proxies", True, "istiod", False),
         ("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", "keys_refresh_s", 0.0, "1m", 60.0),
         ("CA_TRUSTED_NODE_ACCOUNTS", "trusted_node_accounts", (), "a/b,c/d", ("a/b", "c/d")),

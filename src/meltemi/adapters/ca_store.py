@@ -43,7 +43,7 @@ class BadBundle(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How a self-signed root is made, and made anew: looked at every ``check_s`` seconds (from a random moment on, with
+    """How a self-signed root is made, in which Secret, and made anew: looked at every ``check_s`` seconds (from a random moment on, with
     ``jitter``), renewed with its own key in the last ``grace_percentile`` percent of its life.
     """
 
@@ -52,6 +52,7 @@ class Making:
     check_s: float = CHECK_S
     grace_percentile: float = 20.0
     jitter: bool = True
+    secret: str = secrets.SELF_SIGNED_SECRET
 
 
 class AuthorityStore:
@@ -188,13 +189,16 @@ class AuthorityStore:
         if self._api is None:
             self.base = made
             return
-        kept = await self._read(secrets.SELF_SIGNED_SECRET)
+        # In cacerts it is only if it was made there; what people plug in is not ours to renew.
+        kept = await self._read(secrets.PLUGGED_SECRET)
+        kept = kept or await self._read(secrets.SELF_SIGNED_SECRET)
         if kept is None or secrets.authority_of(_decoded(kept)).certificate != held.certificate:
             return
-        body = secrets.secret_of(made, self._namespace)
+        name = str(kept["metadata"]["name"])
+        body = secrets.secret_of(made, self._namespace, name)
         # Of replicas that do it at once, the API server takes the first.
         body["metadata"]["resourceVersion"] = kept["metadata"]["resourceVersion"]
-        path = collection("v1", "secrets", self._namespace, secrets.SELF_SIGNED_SECRET)
+        path = collection("v1", "secrets", self._namespace, name)
         await self._api.json("PUT", path, body=body)
 
     async def _read_all(self) -> None:
@@ -207,18 +211,25 @@ class AuthorityStore:
         self._take(base, state, new)
 
     async def _find(self) -> authority.Authority:
-        if self._has_folder():
+        if self._has_folder() and not await self._is_own():
             return self._examined(_files(self._folder), str(self._folder))
         if self._api is None:
             return self.base or await self._make()
         plugged = await self._read(secrets.PLUGGED_SECRET)
-        if plugged is not None:
+        if plugged is not None and plugged.get("type") != secrets.SELF_SIGNED_TYPE:
             return self._examined(_decoded(plugged), secrets.PLUGGED_SECRET)
         self.findings, self.plugged = (), False
-        own = await self._read(secrets.SELF_SIGNED_SECRET)
+        own = plugged or await self._read(secrets.SELF_SIGNED_SECRET)
         if own is not None:
             return secrets.authority_of(_decoded(own))
         return await self._create(self.base or await self._make())
+
+    async def _is_own(self) -> bool:
+        """Whether the folder is the mount of a Secret that istiod made itself."""
+        if self._api is None or self._making.secret != secrets.PLUGGED_SECRET:
+            return False
+        found = await self._read(secrets.PLUGGED_SECRET)
+        return found is not None and found.get("type") == secrets.SELF_SIGNED_TYPE
 
     def _has_folder(self) -> bool:
         return any((self._folder / name).exists() for name in (bundle.CERT, "tls.crt"))
@@ -266,14 +277,15 @@ class AuthorityStore:
         assert self._api is not None
         path = collection("v1", "secrets", self._namespace)
         try:
-            await self._api.json("POST", path, body=secrets.secret_of(made, self._namespace))
+            body = secrets.secret_of(made, self._namespace, self._making.secret)
+            await self._api.json("POST", path, body=body)
         except KubeError as error:
             if error.code != 409:
                 raise
-            found = await self._api.json("GET", f"{path}/{secrets.SELF_SIGNED_SECRET}")
+            found = await self._api.json("GET", f"{path}/{self._making.secret}")
             log.info("another replica made the root certificate")
             return secrets.authority_of(_decoded(found))
-        log.info("root certificate made", secret=secrets.SELF_SIGNED_SECRET)
+        log.info("root certificate made", secret=self._making.secret)
         return made
 
     def _take(

@@ -43,13 +43,15 @@ def authority_of(data: Mapping[str, bytes]) -> authority.Authority:
     )
 
 
-def secret_of(held: authority.Authority, namespace: str) -> dict[str, Any]:
+def secret_of(
+    held: authority.Authority, namespace: str, name: str = SELF_SIGNED_SECRET
+) -> dict[str, Any]:
     """The Secret that keeps a self-signed authority; ``stringData`` so that nobody encodes by hand."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": SELF_SIGNED_TYPE,
-        "metadata": {"name": SELF_SIGNED_SECRET, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "stringData": {
             "ca-cert.pem": authority.certificate_pem(held),
             "ca-key.pem": authority.key_pem(held.key),

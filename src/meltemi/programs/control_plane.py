@@ -24,7 +24,7 @@ from meltemi.adapters.ca_external import ExternalAuthority, Signer
 from meltemi.adapters.ca_grpc import CertificateServer
 from meltemi.adapters.ca_kubernetes import KubernetesSigner, root_of_signer
 from meltemi.adapters.ca_rotation import Conductor, Ledger, Sharer
-from meltemi.adapters.ca_store import AuthorityStore, Making, ServingCertificate, serving_names
+from meltemi.adapters.ca_store import AuthorityStore, ServingCertificate, serving_names
 from meltemi.adapters.debug_http import DebugHttp
 from meltemi.adapters.debug_pages import DebugPages
 from meltemi.adapters.discovery_grpc import DiscoveryServer, Limits
@@ -58,7 +58,7 @@ from meltemi.model import names
 from meltemi.model.mesh import MeshConfig
 from meltemi.model.service import Resolution
 from meltemi.programs.control_plane_options import Options, flags, options_from
-from meltemi.programs.control_plane_parts import Parts, Source, every_address
+from meltemi.programs.control_plane_parts import Parts, Source, every_address, publish_everywhere
 from meltemi.push.issuer_keys import PROXIES_REFRESH_S, IssuerKeys
 from meltemi.registry.from_kubernetes import RegistrySettings
 
@@ -171,13 +171,7 @@ class ControlPlane:
                 options.namespace,
                 api,
                 options.cacerts,
-                Making(
-                    options.root_ttl_s,
-                    options.root_rsa_bits,
-                    options.root_check_s,
-                    options.root_grace_percentile,
-                    options.root_jitter,
-                ),
+                options.making,
             ),
             pages=DebugPages(pipeline, VERSION, lambda: mesh_settings.injection),
             http=http,
@@ -347,7 +341,7 @@ class ControlPlane:
         world.watchers.append(lambda change: publisher.all_changed() if change.everything else None)
         revoked = RootPublisher(api, store.revoked, secrets.CRL_CONFIG_MAP)
         for each in (publisher, revoked):
-            _publish_everywhere(tasks, source, each)
+            publish_everywhere(tasks, source, each)
             store.listen(each.all_changed)
         for name in (secrets.SELF_SIGNED_SECRET, secrets.PLUGGED_SECRET, rotation.SECRET):
             source.secret(self.options.namespace, name, store)
@@ -423,21 +417,6 @@ class ControlPlane:
             self.metrics.root_expiry_s.set(held.root_expires - now)
             self.metrics.chain_expiry.set(held.chain_expires)
             self.metrics.chain_expiry_s.set(held.chain_expires - now)
-
-
-def _publish_everywhere(tasks: Tasks, source: KubeSource, publisher: RootPublisher) -> None:
-    """Keep a ConfigMap in every namespace."""
-    by_name = f"metadata.name={publisher.name}"
-    maps = Collection("/api/v1/configmaps", field_selector=by_name)
-    held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
-
-    async def publish() -> None:
-        # What is published must be known before anything is written.
-        await held.synced.wait()
-        await publisher.run()
-
-    source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
-    tasks.spawn(f"publish {publisher.name}", publish, restart=True)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 import click
 
+from meltemi.adapters.ca_store import Making
 from meltemi.adapters.oidc import parse_rules
+from meltemi.ca import secrets
 from meltemi.config.durations import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +59,7 @@ class Options:
     root_check_s: float = 3600.0
     root_grace_percentile: int = 20
     root_jitter: bool = True
+    root_in_cacerts: bool = False
     jwt_rule: str = ""
     external_ca: str = ""
     external_ca_root: str = ""
@@ -72,6 +75,18 @@ class Options:
     entry_grace_s: float = 10.0
     log_level: str = "default:info"
     log_json: bool = False
+
+    @property
+    def making(self) -> Making:
+        """How the mesh's own root is made and renewed."""
+        return Making(
+            self.root_ttl_s,
+            self.root_rsa_bits,
+            self.root_check_s,
+            self.root_grace_percentile,
+            self.root_jitter,
+            secrets.PLUGGED_SECRET if self.root_in_cacerts else secrets.SELF_SIGNED_SECRET,
+        )
 
     @property
     def kubernetes(self) -> bool:
@@ -207,6 +222,7 @@ def options_from(given: Mapping[str, Any], environ: Mapping[str, str]) -> Option
         root_grace_percentile=number("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", 20),
         root_jitter=environ.get("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", "true").lower()
         != "false",
+        root_in_cacerts=environ.get("USE_CACERTS_FOR_SELF_SIGNED_CA", "false").lower() == "true",
         external_ca=environ.get("MESH_EXTERNAL_CA_ADDR", ""),
         external_ca_root=environ.get("MESH_EXTERNAL_CA_ROOT", ""),
         external_ca_token=environ.get("MESH_EXTERNAL_CA_TOKEN", ""),

@@ -13,11 +13,16 @@ from meltemi.adapters.discovery_connections import Connection
 from meltemi.adapters.discovery_grpc import DiscoveryServer
 from meltemi.adapters.http_ports import HttpPorts
 from meltemi.adapters.kube_api import KubeApi
+from meltemi.adapters.kube_publish import RootPublisher
+from meltemi.adapters.kube_source import KubeSource
+from meltemi.adapters.kube_watch import Collection
 from meltemi.adapters.mesh_settings import MeshSettings
 from meltemi.adapters.pipeline import Pipeline
 from meltemi.adapters.registrar import Registrar
 from meltemi.adapters.world import World
 from meltemi.discovery.protocol import Rejected, Snapshot
+from meltemi.kit.tasks import Tasks
+from meltemi.model import kubernetes as k8s
 from meltemi.model.names import HEALTH_TYPE
 
 
@@ -78,3 +83,18 @@ class Parts:
 def every_address(address: str) -> str:
     """gRPC wants a host: all addresses when there is none."""
     return f"[::]{address}" if address.startswith(":") else address
+
+
+def publish_everywhere(tasks: Tasks, source: KubeSource, publisher: RootPublisher) -> None:
+    """Keep a ConfigMap in every namespace."""
+    by_name = f"metadata.name={publisher.name}"
+    maps = Collection("/api/v1/configmaps", field_selector=by_name)
+    held = source.watch(maps, k8s.decode_config_map, publisher.config_maps)
+
+    async def publish() -> None:
+        # What is published must be known before anything is written.
+        await held.synced.wait()
+        await publisher.run()
+
+    source.watch(Collection("/api/v1/namespaces"), k8s.decode_namespace, publisher.namespaces)
+    tasks.spawn(f"publish {publisher.name}", publish, restart=True)
