@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from agent.control_plane import CDS, Authority, ControlPlane
@@ -142,6 +142,21 @@ def load(pair: Pair) -> Iterator[Counter[object]]:
     finally:
         over.set()
         thread.join()
+
+
+def test_keys_are_of_the_kind_that_is_asked_for(pair: Pair) -> None:
+    """RSA on one side, a larger curve on the other: they understand each other."""
+    pair.client.environment["WORKLOAD_RSA_KEY_SIZE"] = "2048"
+    pair.server.environment |= {
+        "WORKLOAD_RSA_KEY_SIZE": "4096",
+        "ECC_SIGNATURE_ALGORITHM": "ECDSA",
+        "ECC_CURVE": "P384",
+    }
+    begin(pair)
+    mine, theirs = (box.certificate().public_key() for box in (pair.client, pair.server))
+    assert isinstance(mine, rsa.RSAPublicKey) and mine.key_size == 2048
+    assert isinstance(theirs, ec.EllipticCurvePublicKey)
+    assert isinstance(theirs.curve, ec.SECP384R1)
 
 
 def test_renewals_lose_no_request(pair: Pair) -> None:

@@ -183,8 +183,12 @@ class Container:
 
     def serial(self) -> int:
         """Serial number of the certificate that Envoy is given."""
+        return self.certificate().serial_number
+
+    def certificate(self) -> x509.Certificate:
+        """The certificate that Envoy is given."""
         chain, _ = secrets.read_default((self.credentials / secrets.DEFAULT_FILE).read_text())
-        return x509.load_pem_x509_certificate(chain.encode()).serial_number
+        return x509.load_pem_x509_certificate(chain.encode())
 
     def roots(self) -> str:
         """The roots that Envoy is given, PEM."""

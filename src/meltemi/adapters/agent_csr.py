@@ -29,6 +29,7 @@ class CertificateRequest(IstiodCall):
     identity: str
     ttl_s: int
     rsa_bits: int = 0
+    curve: str = "P256"
     proxy: str = ""
 
 

@@ -18,13 +18,14 @@ from meltemi.model.names import parse_spiffe
 from meltemi.protos import ca_pb2
 
 _METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+_CURVES = {"P256": ec.SECP256R1, "P384": ec.SECP384R1}
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def ask(request: CertificateRequest) -> CertificateAnswer:
     """The answer of istiod, or the reason why there is none."""
     try:
-        key = _make_key(request.rsa_bits)
+        key = _make_key(request.rsa_bits, request.curve)
         chain = _call(request, _make_csr(key, request.identity))
         leaf = _check(chain, key, request.identity)
     except RequestError as error:
@@ -43,13 +44,13 @@ def ask(request: CertificateRequest) -> CertificateAnswer:
     )
 
 
-def _make_key(rsa_bits: int) -> PrivateKey:
-    """P-256 unless WORKLOAD_RSA_KEY_SIZE asks for RSA: a handshake costs a tenth, the key is made at once."""
+def _make_key(rsa_bits: int, curve: str) -> PrivateKey:
+    """On a curve unless WORKLOAD_RSA_KEY_SIZE asks for RSA: a handshake costs a tenth, the key is made at once."""
     if rsa_bits:
         if rsa_bits < 2048:
             raise RequestError(f"WORKLOAD_RSA_KEY_SIZE is {rsa_bits}; 2048 is the least")
         return rsa.generate_private_key(public_exponent=65537, key_size=rsa_bits)
-    return ec.generate_private_key(ec.SECP256R1())
+    return ec.generate_private_key(_CURVES[curve]())
 
 
 def _make_csr(key: PrivateKey, identity: str) -> bytes:

@@ -222,6 +222,7 @@ class AgentRuntime:
                 identity=settings.identity,
                 ttl_s=round(settings.secret_ttl_s),
                 rsa_bits=settings.rsa_key_bits,
+                curve=settings.key_curve,
                 proxy=f"{settings.pod_name}.{settings.namespace}",
             )
         )

@@ -92,6 +92,7 @@ class ProxySettings:
     grace_ratio: float = 0.5
     grace_jitter: float = 0.01
     rsa_key_bits: int = 0
+    key_curve: str = "P256"
     minimum_drain_s: float = 5.0
     exit_on_zero_connections: bool = False
     app_probers: str = ""
@@ -198,6 +199,14 @@ class _Reader:
 
     def seconds(self, name: str, default: float) -> float:
         return float(self._get(name, default, parse_duration_s))
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        def chosen(value: Any) -> str:
+            if value not in choices:
+                raise ValueError(f"use one of {', '.join(choices)}")
+            return str(value)
+
+        return str(self._get(name, default, chosen))
 
     def boolean(self, name: str, default: bool = False) -> bool:
         return bool(self._get(name, default, _boolean))
@@ -311,6 +320,7 @@ def parse_settings(
     if node_type != "sidecar":
         mode = "NONE"
     config = _replace_mode(config, mode, flag, problems)
+    on_curve = bool(read.choice("ECC_SIGNATURE_ALGORITHM", "", ("ECDSA",)))
     settings = ProxySettings(
         node_type=node_type,
         config=config,
@@ -342,7 +352,8 @@ def parse_settings(
         secret_ttl_s=read.seconds("SECRET_TTL", default.secret_ttl_s),
         grace_ratio=read.real("SECRET_GRACE_PERIOD_RATIO", default.grace_ratio),
         grace_jitter=read.real("SECRET_GRACE_PERIOD_RATIO_JITTER", default.grace_jitter),
-        rsa_key_bits=read.number("WORKLOAD_RSA_KEY_SIZE", 0),
+        rsa_key_bits=0 if on_curve else read.number("WORKLOAD_RSA_KEY_SIZE", 0),
+        key_curve=read.choice("ECC_CURVE", default.key_curve, ("P256", "P384")),
         minimum_drain_s=read.seconds("MINIMUM_DRAIN_DURATION", default.minimum_drain_s),
         exit_on_zero_connections=read.boolean("EXIT_ON_ZERO_ACTIVE_CONNECTIONS"),
         app_probers=read.text("ISTIO_KUBE_APP_PROBERS"),
