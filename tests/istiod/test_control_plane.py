@@ -147,6 +147,54 @@ async def test_status_says_what_is_wrong(kube: KubeServer) -> None:
         await until(lambda: "nowhere" not in str(status("lost")["validationMessages"]))
 
 
+async def test_what_is_odd_in_the_mesh_is_counted(kube: KubeServer) -> None:
+    """Two rules for one host, two of a subset, a name without addresses, a proxy that nobody knows, a Secret that is missing."""
+    await echo(kube, "10.0.0.1")
+    await kube.put(VS, route("a", "echo"))
+    await kube.put(VS, route("b", "echo"))
+    for name in ("a", "b"):
+        subsets = [{"name": "v1", "labels": {"version": "v1"}}]
+        await kube.put(
+            "/apis/networking.istio.io/v1/destinationrules",
+            {
+                "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"host": "echo", "subsets": subsets},
+            },
+        )
+    await kube.put(
+        "/apis/networking.istio.io/v1/gateways",
+        {
+            "metadata": {"name": "door", "namespace": "shop"},
+            "spec": {
+                "servers": [
+                    {
+                        "port": {"number": 443, "name": "https", "protocol": "HTTPS"},
+                        "hosts": ["*"],
+                        "tls": {"mode": "SIMPLE", "credentialName": "gone"},
+                    }
+                ]
+            },
+        },
+    )
+    async with (
+        running(LOCAL, Connection(kube.url)) as plane,
+        aio.insecure_channel(f"127.0.0.1:{plane.ports['grpc']}") as channel,
+    ):
+        client = XdsClient(channel, Mode.DELTA, router())
+        await client.ask(EDS_TYPE, CLUSTER)
+        await client.answer()
+        value = plane.metrics.value
+        assert value("pilot_vservice_dup_domain") == 1
+        assert value("pilot_destrule_subsets") == 1
+        assert value("pilot_no_ip") == 1
+        assert value("pilot_k8s_proxies_with_no_service_targets") == 0, "gateways serve none"
+        assert value("pilot_sds_certificate_errors_total") == 1
+        assert value("pilot_conflict_inbound_listener") == 0
+        assert value("xds_cache_size") >= 1
+        assert value("xds_cache_reads", type="hit") >= 1
+        client.call.cancel()
+
+
 async def test_automatic_addresses_are_written_and_kept(kube: KubeServer) -> None:
     """An address is in the entry's status, and stays when an older entry would have it now."""
     spec = {

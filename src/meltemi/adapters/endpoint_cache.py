@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from meltemi.adapters.metrics import Metrics
 from meltemi.adapters.world import World
 from meltemi.envoy import encode_endpoints
 from meltemi.ir.endpoint import EndpointNeed
@@ -53,9 +54,13 @@ class EndpointView(Mapping[str, Resource]):
 class EndpointCache:
     """Encoded ClusterLoadAssignments of all classes, by need and by version of the service's endpoints."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, metrics: Metrics) -> None:
         self._world = world
+        self._hits, self._misses = (metrics.cache_reads.labels(kind) for kind in ("hit", "miss"))
         self._made: dict[EndpointNeed, tuple[int, Resource]] = {}
+
+    def __len__(self) -> int:
+        return len(self._made)
 
     def resource(self, need: EndpointNeed) -> Resource:
         """The assignment as it is now."""
@@ -63,7 +68,9 @@ class EndpointCache:
         version = index.version(need.hostname, need.namespace)
         known = self._made.get(need)
         if known is not None and known[0] == version:
+            self._hits.inc()
             return known[1]
+        self._misses.inc()
         made = encode_endpoints(need, index.endpoints(need.hostname, need.namespace))
         self._made[need] = (version, made)
         return made

@@ -217,6 +217,7 @@ class WebhookPatcher:
         self._metrics = metrics
         self._fail = fail_when_ready
         self._objects: dict[str, Mapping[str, Any]] = {}
+        self._failed: set[str] = set()
         self._dirty = Dirty("caBundle", self._patch)
 
     async def run(self) -> None:
@@ -273,6 +274,8 @@ class WebhookPatcher:
         if not operations:
             return
         self._metrics.webhook_patch_attempts.labels(name).inc()
+        if name in self._failed:
+            self._metrics.webhook_patch_retries.labels(name).inc()
         try:
             await self._api.json(
                 "PATCH", f"{self._path}/{name}", body=operations, content_type=JSON_PATCH
@@ -280,9 +283,11 @@ class WebhookPatcher:
         except KubeError as error:
             reason = error.reason or "error"
             self._metrics.webhook_patch_failures.labels(name, reason).inc()
+            self._failed.add(name)
             if self._fail:
                 self._metrics.validation_update_errors.labels(reason).inc()
             raise
+        self._failed.discard(name)
         if self._fail:
             self._metrics.validation_updates.inc()
         log.info("webhook configuration patched", name=name)

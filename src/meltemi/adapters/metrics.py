@@ -6,7 +6,7 @@ In: counts and durations from the other adapters. Out: ``exposition()``. Istio's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import (
@@ -21,8 +21,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from meltemi.envoy import PatchRecord
-from meltemi.model.service import Endpoint, Health, Resolution, Service
-from meltemi.registry.index import EndpointIndex
 
 # Istio has no such metrics, and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -113,6 +111,33 @@ class Metrics:
         self.virtual_services = gauge("pilot_virt_services", "VirtualServices known")
         self.no_instances = gauge("pilot_eds_no_instances", "Services without endpoints")
         self.not_ready = gauge("pilot_endpoint_not_ready", "Endpoints that are not ready")
+        self.dns_without_endpoints = gauge(
+            "pilot_dns_cluster_without_endpoints", "Services found by DNS that name no address"
+        )
+        self.dup_domains = gauge(
+            "pilot_vservice_dup_domain", "Hosts that several VirtualServices claim"
+        )
+        self.dup_subsets = gauge(
+            "pilot_destrule_subsets", "Subsets that several DestinationRules of a host name"
+        )
+        self.unknown_pods = gauge("pilot_no_ip", "Proxies whose pod is not known")
+        self.no_targets = gauge(
+            "pilot_k8s_proxies_with_no_service_targets", "Sidecars that serve no Service"
+        )
+        self.inbound_conflicts = gauge(
+            "pilot_conflict_inbound_listener", "Services that lost a workload's port to another"
+        )
+        self.outbound_conflicts = gauge(
+            "pilot_conflict_outbound_listener_tcp_over_current_tcp",
+            "Services that lost an address and port to another",
+        )
+        self.cache_size = gauge("xds_cache_size", "Endpoint assignments that are kept")
+        self.cache_reads = counter(
+            "xds_cache_reads", "Endpoint assignments asked for: kept or made", ("type",)
+        )
+        self.secret_errors = counter(
+            "pilot_sds_certificate_errors_total", "Secrets that are missing or cannot be used"
+        )
         self.rejected_configs = gauge(
             "pilot_total_rejected_configs", "Objects that are not used because they are wrong"
         )
@@ -214,25 +239,11 @@ class Metrics:
         self.webhook_patch_attempts = counter(
             "webhook_patch_attempts_total", "caBundle patches", ("name",)
         )
+        self.webhook_patch_retries = counter(
+            "webhook_patch_retries_total", "caBundle patches tried again", ("name",)
+        )
         self.webhook_patch_failures = counter(
             "webhook_patch_failures_total", "Failed patches", ("name", "reason")
-        )
-
-    def follow(self, services: Callable[[], Iterable[Service]], endpoints: EndpointIndex) -> None:
-        """Count endpoints whenever somebody asks: they change too often to be counted at each change."""
-
-        def all_endpoints() -> Iterable[tuple[Endpoint, ...]]:
-            return (
-                endpoints.endpoints(service.hostname, service.namespace)
-                for service in services()
-                if service.resolution is Resolution.CLIENT_SIDE_LB
-            )
-
-        self.no_instances.set_function(lambda: sum(not found for found in all_endpoints()))
-        self.not_ready.set_function(
-            lambda: sum(
-                one.health is Health.UNHEALTHY for found in all_endpoints() for one in found
-            )
         )
 
     def set_envoy_filters(self, records: Iterable[PatchRecord]) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import structlog
 
+from meltemi.adapters import mesh_gauges
 from meltemi.adapters.discovery_connections import Connection, Connections
 from meltemi.adapters.endpoint_cache import EndpointCache, EndpointView, FrozenEndpoints
 from meltemi.adapters.metrics import Metrics
@@ -47,6 +48,7 @@ from meltemi.translate import overlay_for, translate
 
 log = structlog.get_logger("push")
 T = TypeVar("T")
+SECRET_CODES = ("IST0101", "IST0161")  # in a translation: of Secrets alone
 WORKLOAD_WAIT_S = 2.0  # how long a sidecar that is ahead of its pod's watch event waits for it
 TYPES = (CDS_TYPE, LDS_TYPE, RDS_TYPE, SDS_TYPE, ECDS_TYPE, NDS_TYPE, BOOTSTRAP_TYPE)
 
@@ -92,9 +94,6 @@ class Pipeline:
         self.views: dict[ProxyClass, ClassView] = {}
         self._clock = clock
         self._metrics = metrics
-        metrics.follow(
-            lambda: self.context.services if self.context else (), world.registry.endpoints
-        )
         self._debounce = Debounce(debounce_after_s, debounce_max_s)
         self._after_s = debounce_after_s if debounce_endpoints else 0.0
         self._endpoint_changes: set[ServiceKey] = set()
@@ -104,7 +103,8 @@ class Pipeline:
         self._endpoint_serial = 0
         self._expects_pods = expects_pods
         self._attached: dict[str, Attached] = {}
-        self._cache = EndpointCache(world)
+        self.cache = EndpointCache(world, metrics)
+        mesh_gauges.follow(metrics, self)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="translate")
         self._wake = asyncio.Event()
         self._built = asyncio.Event()
@@ -305,7 +305,7 @@ class Pipeline:
         used = {id(a.view) for a in self._attached.values()}
         self.views = {c: v for c, v in self.views.items() if id(v) in used}
         self._metrics.set_envoy_filters(view.patches for view in self.views.values())
-        self._cache.retain(
+        self.cache.retain(
             {need for view in self.views.values() for need in view.endpoints.needs.values()}
         )
 
@@ -327,14 +327,18 @@ class Pipeline:
                 before = known.types[type_url] if known else None
                 types[type_url] = before if before == mapping and before is not None else mapping
             needs = ir.needs()
-            self._cache.warm(needs.values(), frozen, versions)
+            self.cache.warm(needs.values(), frozen, versions)
             if known is not None and known.endpoints.needs == needs:
                 return ClassView(context, proxy_class, ir, types, known.endpoints, record)
             return ClassView(
-                context, proxy_class, ir, types, EndpointView(needs, self._cache), record
+                context, proxy_class, ir, types, EndpointView(needs, self.cache), record
             )
 
-        return await self._in_worker(make)
+        made = await self._in_worker(make)
+        wrong = sum(finding.code in SECRET_CODES for finding in made.ir.findings)
+        if wrong and (known is None or known.ir.findings != made.ir.findings):
+            self._metrics.secret_errors.inc(wrong)
+        return made
 
     def _snapshot(self, attached: Attached, view: ClassView) -> Snapshot:
         """The class's resources, less the listeners that this one pod must not get."""

@@ -402,13 +402,6 @@ class ControlPlane:
 
     def _refresh(self, store: AuthorityStore, started: float) -> None:
         """Gauges that are computed when somebody looks."""
-        if self.pipeline is not None:
-            registry = self.pipeline.world.registry
-            self.metrics.pending_pods.set(len(registry.pending_pods))
-            context = self.pipeline.context
-            known = [s for s in context.services if s.resolution is EDS] if context else []
-            empty = [s for s in known if not registry.endpoints.endpoints(s.hostname, s.namespace)]
-            self.metrics.no_instances.set(len(empty))
         self.metrics.uptime.set(self.clock.monotonic() - started)
         held = store.current()
         if held is not None:
