@@ -64,6 +64,15 @@ def test_applications_may_name_the_service_to_an_http_proxy(shop: Mesh, caller: 
         assert caller.get(proxy, headers={"host": unknown}).status == 502
 
 
+@pytest.mark.parametrize("taken", [9080, 15001, 15006, 15090])
+def test_a_port_that_is_taken_is_not_opened_for_proxying(
+    shop: Mesh, caller: Client, taken: int
+) -> None:
+    shop.apply(mesh_config=f"proxyHttpPort: {taken}")
+    assert "proxyHttpPort" in {f.origin.path for f in shop.findings}
+    assert caller.get("http://reviews:9080/").status == 200
+
+
 def test_pods_are_reached_by_their_own_address(shop: Mesh, caller: Client) -> None:
     """Past every Service: as plaintext, which the other side takes unless told otherwise."""
     pod = next(p for p in shop.objects.proxies if p.workload == "details-v1")

@@ -260,7 +260,14 @@ class Rig:
             await pipeline.refresh(returning)
         await self._stop_idle({proxy.id for proxy in injected})
         proxies = [self.running[proxy.id] for proxy in injected]
-        if any(await asyncio.gather(*(self._settled(proxy) for proxy in proxies))):
+        outcomes = await asyncio.gather(
+            *(self._settled(proxy) for proxy in proxies), return_exceptions=True
+        )
+        # One that refuses must not leave questions to the others behind: the next apply asks them again.
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if any(outcomes):
             # Connections to chains that are gone were closed; every worker gets to know that before it is asked for more.
             await asyncio.gather(*(_value(proxy.epoch(), "") for proxy in proxies))
 

@@ -17,6 +17,7 @@ from meltemi.model.names import (
     PASSTHROUGH_CLUSTER,
     VIRTUAL_OUTBOUND,
 )
+from meltemi.model.origin import Origin
 from meltemi.model.service import Port, Protocol, Resolution, Service
 from meltemi.translate.build import Build
 from meltemi.translate.chain_conflicts import without_overlap
@@ -36,6 +37,8 @@ from meltemi.translate.virtual_hosts import (
 )
 
 WILDCARD = "0.0.0.0"
+# Those of the proxy and its agent: admin, agent, health, DNS, metrics.
+PROXY_PORTS = frozenset({15000, 15020, 15021, 15053, 15090})
 # What http_inspector reports for cleartext HTTP.
 PLAINTEXT_HTTP = ("http/1.0", "http/1.1", "h2c")
 
@@ -289,6 +292,25 @@ def _proxy_listener(build: Build, port: int) -> Listener:
     return Listener(name=name, address=LOOPBACK, port=port, chains=(chain,), bind_to_port=True)
 
 
+def _is_free(build: Build, port: int, listeners: list[Listener]) -> bool:
+    """Whether the port for HTTP proxying is nobody else's; it is told when it is not."""
+    sidecar = build.scope.sidecar
+    served = {target.target_port for target in build.proxy.targets}
+    if sidecar is not None:
+        served |= {entry.port.number for entry in sidecar.spec.ingress if entry.port is not None}
+    known = {listener.port for listener in listeners}
+    own = PROXY_PORTS | {build.context.mesh.proxy_inbound_listen_port}
+    if port not in known | served | own:
+        return True
+    build.report(
+        "MLT0101",
+        f"proxyHttpPort {port} is not opened: the proxy, its workload or a service has this port",
+        Origin("MeshConfig", path="proxyHttpPort"),
+        "choose a port that nobody else has, such as 15007",
+    )
+    return False
+
+
 def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]:
     """All outbound listeners and the route tables they name."""
     listeners = [] if build.proxy.interception == "NONE" else [virtual_outbound(build)]
@@ -302,7 +324,8 @@ def outbound_listeners(build: Build) -> tuple[list[Listener], list[RouteConfig]]
             listeners.append(_address_listener(view, key, chains, ports))
         for service, port in ports.sniffed.values():
             routes.append(service_route_config(view.build, service, port))
-    if forward := build.context.mesh.proxy_http_port:
+    forward = build.context.mesh.proxy_http_port
+    if forward and _is_free(build, forward, listeners):
         listeners.append(_proxy_listener(build, forward))
         routes.append(proxy_route_config(build))
     unique = {listener.name: listener for listener in reversed(listeners)}
