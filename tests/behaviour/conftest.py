@@ -13,6 +13,31 @@ from meltemi.testing.mesh import Mesh
 from pki import Authority, make_authority
 
 SERVICES = Path(__file__).parent / "services.yaml"
+FRONT = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: front}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ["*"]}
+  - {port: {number: 8081, name: http-other, protocol: HTTP}, hosts: ["*"]}
+  - port: {number: 8443, name: https-a, protocol: HTTPS}
+    hosts: ["a.example.com"]
+    tls: {mode: SIMPLE, credentialName: a}
+  - port: {number: 8443, name: https-b, protocol: HTTPS}
+    hosts: ["b.example.com"]
+    tls: {mode: SIMPLE, credentialName: a}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: front}
+spec:
+  hosts: ["*"]
+  gateways: [front]
+  http:
+  - {name: front, route: [{destination: {host: reviews, port: {number: 9080}}}]}
+"""
 
 
 @pytest.fixture
@@ -25,6 +50,13 @@ def shop(mesh: Mesh) -> Mesh:
 def caller(shop: Mesh) -> Client:
     """The usual client."""
     return shop.client("caller")
+
+
+@pytest.fixture
+def front(shop: Mesh) -> Client:
+    """A gateway with two plaintext ports, and TLS for two names, that leads to ``reviews``."""
+    shop.apply(FRONT, shop.tls_secret("a", "a.example.com", "b.example.com"))
+    return shop.gateway()
 
 
 Apply = Callable[[str], Mesh]

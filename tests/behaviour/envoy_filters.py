@@ -97,39 +97,6 @@ def seen(client: Client, header: str, url: str = URL, **request: Any) -> str | N
     return None if found is None else str(found)
 
 
-GATEWAY = """
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: front}
-spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ["*"]}
-  - {port: {number: 8081, name: http-other, protocol: HTTP}, hosts: ["*"]}
-  - port: {number: 8443, name: https-a, protocol: HTTPS}
-    hosts: ["a.example.com"]
-    tls: {mode: SIMPLE, credentialName: a}
-  - port: {number: 8443, name: https-b, protocol: HTTPS}
-    hosts: ["b.example.com"]
-    tls: {mode: SIMPLE, credentialName: a}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: front}
-spec:
-  hosts: ["*"]
-  gateways: [front]
-  http:
-  - {name: front, route: [{destination: {host: reviews, port: {number: 9080}}}]}
-"""
-
-
-def front_of(mesh: Mesh) -> Client:
-    """A gateway with two plaintext ports, and TLS for two names."""
-    mesh.apply(GATEWAY, mesh.tls_secret("a", "a.example.com", "b.example.com"))
-    return mesh.gateway()
-
-
 V1 = "outbound|9080|v1|reviews.default.svc.cluster.local"
 
 

@@ -13,7 +13,6 @@ from behaviour.envoy_filters import (
     V1,
     adds,
     envoy_filter,
-    front_of,
     in_manager,
     lua,
     outbound_lua,
@@ -25,12 +24,6 @@ from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh, WrongConfiguration
 
 pytestmark = pytest.mark.envoy
-
-
-@pytest.fixture
-def front(shop: Mesh) -> Client:
-    """A gateway of its own."""
-    return front_of(shop)
 
 
 # --- HTTP filters -------------------------------------------------------------------------------------

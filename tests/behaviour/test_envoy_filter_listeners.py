@@ -12,7 +12,6 @@ from behaviour.envoy_filters import (
     TYPE,
     adds,
     envoy_filter,
-    front_of,
     in_manager,
     outbound_lua,
     patch,
@@ -22,12 +21,6 @@ from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh
 
 pytestmark = pytest.mark.envoy
-
-
-@pytest.fixture
-def front(shop: Mesh) -> Client:
-    """A gateway of its own."""
-    return front_of(shop)
 
 
 # --- listeners ----------------------------------------------------------------------------------------

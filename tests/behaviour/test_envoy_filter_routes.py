@@ -14,7 +14,6 @@ from behaviour.envoy_filters import (
     V1,
     adds,
     envoy_filter,
-    front_of,
     in_manager,
     patch,
     seen,
@@ -24,12 +23,6 @@ from meltemi.testing.client import Client
 from meltemi.testing.mesh import Mesh
 
 pytestmark = pytest.mark.envoy
-
-
-@pytest.fixture
-def front(shop: Mesh) -> Client:
-    """A gateway of its own."""
-    return front_of(shop)
 
 
 # --- routes -------------------------------------------------------------------------------------------

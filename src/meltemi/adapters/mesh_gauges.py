@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from meltemi.adapters.metrics import Metrics
+from meltemi.adapters.pipeline import Pipeline
 from meltemi.model.names import resolve_short_name
 from meltemi.model.proxy import NodeType
 from meltemi.model.service import Endpoint, Health, Resolution
 from meltemi.push import PushContext
-
-if TYPE_CHECKING:
-    from meltemi.adapters.pipeline import Pipeline
 
 _DNS = (Resolution.DNS_LB, Resolution.DNS_ROUND_ROBIN_LB)
 # Findings of translation: two services on one port of one workload, and on one address and port of its clients.

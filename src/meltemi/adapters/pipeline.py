@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import structlog
 
-from meltemi.adapters import mesh_gauges
 from meltemi.adapters.discovery_connections import Connection, Connections
 from meltemi.adapters.endpoint_cache import EndpointCache, EndpointView, FrozenEndpoints
 from meltemi.adapters.metrics import Metrics
@@ -104,7 +103,6 @@ class Pipeline:
         self._expects_pods = expects_pods
         self._attached: dict[str, Attached] = {}
         self.cache = EndpointCache(world, metrics)
-        mesh_gauges.follow(metrics, self)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="translate")
         self._wake = asyncio.Event()
         self._built = asyncio.Event()

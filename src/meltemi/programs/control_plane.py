@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 import structlog
 
-from meltemi.adapters import kube_connection
+from meltemi.adapters import kube_connection, mesh_gauges
 from meltemi.adapters.authenticate import Authenticator, KubeReviewer, Reviewer
 from meltemi.adapters.ca_external import ExternalAuthority, Signer
 from meltemi.adapters.ca_grpc import CertificateServer
@@ -160,6 +160,7 @@ class ControlPlane:
             refresh_s=options.keys_refresh_s or PROXIES_REFRESH_S,
         )
         self.pipeline = pipeline
+        mesh_gauges.follow(self.metrics, pipeline)
         mesh_settings = MeshSettings(world, options.revision)
         return Parts(
             world=world,
